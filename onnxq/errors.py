@@ -3,8 +3,9 @@
 A message names the thing, the place and the way out. Anything that is not an `OnnxqError` is a defect of onnxq.
 """
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import ClassVar, Iterable
+from typing import ClassVar
 
 
 class OnnxqError(Exception):
