@@ -1,0 +1,42 @@
+"""Formats by name."""
+
+import re
+
+from onnxq.errors import UsageError, nearest
+from onnxq.formats.base import Format
+from onnxq.formats.codebook import NF4
+from onnxq.formats.integer import Integer
+from onnxq.formats.minifloat import Minifloat
+
+NAMED_FORMATS: dict[str, Format] = {
+    each.name: each
+    for each in (
+        Minifloat(4, 3),
+        Minifloat(5, 2),
+        Minifloat(2, 3),
+        Minifloat(3, 2),
+        Minifloat(2, 2),
+        Minifloat(2, 1),
+        Minifloat(3, 0),
+        Minifloat(1, 2),
+        *(Integer(bits) for bits in (8, 6, 5, 4, 3, 2)),
+        *(Integer(bits, signed=False) for bits in (8, 4, 2)),
+        NF4,
+    )
+}
+
+
+def get_format(name: str) -> Format:
+    """The format of that name: one of `NAMED_FORMATS`, or any other `fp<bits>_e<e>m<m>`.
+
+    Raises:
+        UsageError: There is none; the message gives the nearest.
+    """
+    if name in NAMED_FORMATS:
+        return NAMED_FORMATS[name]
+    match = re.fullmatch(r"fp(\d)_e(\d)m(\d)", name)
+    if match:
+        bits, e, m = map(int, match.groups())
+        if bits == 1 + e + m:
+            return Minifloat(e, m)
+    raise UsageError(f"no format '{name}'; {nearest(name, NAMED_FORMATS)}, or any other fp<bits>_e<e>m<m>")

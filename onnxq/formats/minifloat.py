@@ -1,0 +1,115 @@
+"""Small floats: FP4 E2M1, FP6 E3M2 and E2M3, FP8, and any other EeMm with e + m <= 7."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from onnxq.errors import UsageError
+from onnxq.formats.base import Codes, Floats, Format, nearest_code
+
+# Rows of numbers that stay in the second-level cache of a core while a chain of array operations passes over them.
+_BLOCK = 1 << 15
+_F32_MANTISSA_BITS = 23
+_F32_BIAS = 127
+
+
+@dataclass(frozen=True)
+class Minifloat(Format):
+    """Sign, `exponent_bits`, `mantissa_bits`; subnormals; bias 2^(e-1) - 1.
+
+    Codes are all finite numbers, as in the OCP MX types and ONNX FLOAT4E2M1, FLOAT6E2M3 and FLOAT6E3M2, but for the two
+    FP8 types that ONNX took over with their own specials: E4M3 (FN: one NaN, max 448) and E5M2 (IEEE: Inf and NaN).
+    """
+
+    exponent_bits: int
+    mantissa_bits: int
+
+    def __post_init__(self) -> None:
+        """Refuse what does not fit in a byte with its sign."""
+        e, m = self.exponent_bits, self.mantissa_bits
+        if e < 1 or m < 0 or e + m > 7:
+            raise UsageError(f"E{e}M{m} is not a format here: EeMm needs e >= 1, m >= 0 and e + m <= 7")
+
+    @property
+    def bits(self) -> int:  # type: ignore[override]
+        """One sign bit, the exponent and the mantissa."""
+        return 1 + self.exponent_bits + self.mantissa_bits
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """`fp6_e3m2` and so on."""
+        return f"fp{self.bits}_e{self.exponent_bits}m{self.mantissa_bits}"
+
+    @property
+    def onnx_type(self) -> str | None:  # type: ignore[override]
+        """The ONNX tensor type of the same codes."""
+        return {
+            (2, 1): "FLOAT4E2M1",
+            (2, 3): "FLOAT6E2M3",
+            (3, 2): "FLOAT6E3M2",
+            (4, 3): "FLOAT8E4M3FN",
+            (5, 2): "FLOAT8E5M2",
+        }.get((self.exponent_bits, self.mantissa_bits))
+
+    @property
+    def bias(self) -> int:
+        """The exponent field of 1.0."""
+        return int(2 ** (self.exponent_bits - 1)) - 1
+
+    @cached_property
+    def _magnitudes(self) -> Floats:
+        """float32 [finite codes]: values of the non-negative codes, ascending."""
+        codes = np.arange(2 ** (self.bits - 1))
+        exponent, mantissa = codes >> self.mantissa_bits, codes & (2**self.mantissa_bits - 1)
+        significand = mantissa / 2**self.mantissa_bits + (exponent > 0)
+        values: Floats = np.ldexp(significand, np.maximum(exponent, 1) - self.bias).astype(np.float32)
+        specials = {"FLOAT8E4M3FN": 1, "FLOAT8E5M2": 4}.get(self.onnx_type or "", 0)
+        return values[: len(values) - specials]
+
+    @cached_property
+    def values(self) -> Floats:
+        """float32 [2 ** bits]; the NaN and Inf codes of the FP8 types are NaN here."""
+        half = np.full(2 ** (self.bits - 1), np.nan, np.float32)
+        half[: len(self._magnitudes)] = self._magnitudes
+        return np.concatenate([half, -half])
+
+    def encode_finite(self, x: Floats) -> Codes:
+        """Round float32 of any shape; see `Format.encode`."""
+        flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+        codes = np.empty(flat.size, np.uint8)
+        encode = self._encode_block if self.mantissa_bits else self._encode_powers
+        for start in range(0, flat.size, _BLOCK):
+            codes[start : start + _BLOCK] = encode(flat[start : start + _BLOCK])
+        return codes.reshape(x.shape)
+
+    def _encode_block(self, x: Floats) -> Codes:
+        """Let a float32 addition do the rounding.
+
+        In the binade 2^E the grid has step 2^(E-m). Adding 2^(E+23-m), whose own last place is that step, rounds to it,
+        to even on ties, and leaves n = round(|x| / step) in the low bits of the sum. Below the first binade the step
+        stays, which gives subnormals. The code is n plus 2^m for each binade above the first.
+        """
+        m, shift = self.mantissa_bits, _F32_MANTISSA_BITS - self.mantissa_bits
+        smallest = np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
+        magnitude = np.abs(x)
+        np.minimum(magnitude, self._magnitudes[-1], out=magnitude)
+        binade = magnitude.view(np.int32) & np.int32(0x7F800000)
+        np.maximum(binade, smallest, out=binade)
+        adder = binade + np.int32(shift << _F32_MANTISSA_BITS)
+        magnitude += adder.view(np.float32)
+        code = magnitude.view(np.int32)
+        code -= adder
+        binade -= smallest
+        binade >>= shift
+        code += binade
+        sign = x.view(np.int32) >> np.int32(31)
+        sign &= np.int32(1 << (self.exponent_bits + m))
+        code |= sign
+        return code.astype(np.uint8)
+
+    def _encode_powers(self, x: Floats) -> Codes:
+        """Without mantissa bits neighbours are a factor of two apart, and only the code, not n, tells even from odd."""
+        code = nearest_code(self._magnitudes, np.abs(x)).astype(np.uint8)
+        sign = np.signbit(x).astype(np.uint8)
+        return code | sign << np.uint8(self.bits - 1)
