@@ -1,0 +1,127 @@
+"""Recipes from YAML: every mistake is named with file, line, key and the nearest valid name."""
+
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from onnxq.errors import RecipeError, nearest
+from onnxq.recipes.recipe import Match, Recipe, Rule
+from onnxq.recipes.spec import QuantSpec
+
+_MAX_BYTES = 1 << 20
+_Place = tuple[str | int, ...]
+
+
+def preset_names() -> list[str]:
+    """Names of the recipes that come with onnxq."""
+    return sorted(path.name.removesuffix(".yaml") for path in _presets())
+
+
+def load_recipe(recipe: str | Path | Recipe) -> Recipe:
+    """A recipe by preset name or YAML file.
+
+    Raises:
+        RecipeError: No such preset or file, or a mistake in it; the message says where and what would be valid.
+    """
+    if isinstance(recipe, Recipe):
+        return _extended(recipe)
+    for path in _presets():
+        if path.name == f"{recipe}.yaml":
+            return parse_recipe(path.read_text("utf-8"), source=f"preset {recipe}")
+    path = Path(recipe)
+    if path.suffix not in (".yaml", ".yml") and not path.exists():
+        raise RecipeError(f"no preset '{recipe}'; {nearest(str(recipe), preset_names())}, or the path of a .yaml file")
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_BYTES + 1)
+        if len(text) > _MAX_BYTES:
+            raise RecipeError(f"{path}: a recipe of more than {_MAX_BYTES} bytes is not read")
+        return parse_recipe(text.decode("utf-8"), source=str(path))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: not UTF-8 text (byte {error.start})") from None
+
+
+def parse_recipe(text: str, source: str = "recipe") -> Recipe:
+    """A recipe from YAML text; `source` is what errors call it."""
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if root is None:
+            raise RecipeError(f"{source}: empty; a recipe has 'rules:'")
+        lines: dict[_Place, int] = {}
+        _index(root, (), lines, source, depth=0)
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise RecipeError(f"{source}:{line}: not YAML: {error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise RecipeError(f"{source}: not YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise RecipeError(f"{source}:1: a recipe is a mapping with 'rules:', not a {type(tree).__name__}")
+    try:
+        return _extended(Recipe.model_validate(tree), source)
+    except ValidationError as error:
+        # A misspelt key also makes the right one missing: the misspelling is the mistake.
+        worst = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+        raise RecipeError(_explain(worst, lines, source)) from None
+
+
+def _presets() -> Iterator[Any]:
+    return (path for path in (resources.files("onnxq.recipes") / "presets").iterdir() if path.name.endswith(".yaml"))
+
+
+def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
+    """Put the rules of the preset it extends before its own."""
+    if recipe.extends is None:
+        return recipe
+    if recipe.extends not in preset_names():
+        raise RecipeError(f"{source}: extends: no preset '{recipe.extends}'; {nearest(recipe.extends, preset_names())}")
+    base = load_recipe(recipe.extends)
+    return recipe.model_copy(update={"rules": (*base.rules, *recipe.rules), "extends": None})
+
+
+def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:
+    """Note the line of every key and item; refuse a key that stands twice, aliases without end, and deep nesting."""
+    lines.setdefault(place, node.start_mark.line + 1)
+    if depth > 20 or len(lines) > 100_000:
+        raise RecipeError(f"{source}:{node.start_mark.line + 1}: nested too deeply or too long for a recipe")
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            inner = (*place, str(key.value))
+            if inner in lines:
+                raise RecipeError(f"{source}:{key.start_mark.line + 1}: key '{key.value}' stands twice")
+            lines[inner] = key.start_mark.line + 1
+            _index(value, inner, lines, source, depth + 1)
+    elif isinstance(node, yaml.SequenceNode):
+        for number, item in enumerate(node.value):
+            _index(item, (*place, number), lines, source, depth + 1)
+
+
+def _explain(error: ErrorDetails, lines: dict[_Place, int], source: str) -> str:
+    """One pydantic error as one sentence."""
+    place = cast("_Place", error["loc"])
+    known = place
+    while known not in lines:
+        known = known[:-1]
+    where = f"{source}:{lines[known]}"
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key '{path}'; {nearest(str(place[-1]), _keys_at(place[:-1]))}"
+    if error["type"] == "literal_error":
+        valid = [word.strip("' ") for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")]
+        return f"{where}: {path}: '{error['input']}' is not valid; {nearest(str(error['input']), valid)}"
+    message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    return f"{where}: {path + ': ' if path else ''}{message}"
+
+
+def _keys_at(place: _Place) -> list[str]:
+    """The keys that are valid at a place of the tree."""
+    models: dict[str, type[BaseModel]] = {"rules": Rule, "match": Match, "weight": QuantSpec}
+    names = [part for part in place if isinstance(part, str)]
+    return list((models[names[-1]] if names else Recipe).model_fields)

@@ -1,0 +1,107 @@
+"""`Recipe`, `Rule` and `Match`: which weights get which spec."""
+
+import re
+from fnmatch import fnmatchcase
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from onnxq.recipes.spec import QuantSpec, as_list
+
+Role = Literal["linear", "embedding", "head"]
+NonFinitePolicy = Literal["error", "skip", "clamp"]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+
+
+class Match(BaseModel):
+    """Conditions on a weight; all that are given must hold.
+
+    Attributes:
+        name: Globs; one must match the name of the node or of the initializer.
+        regex: As `name`, with regular expressions that must match from the beginning to the end.
+        op: Operator types, `MatMul` or `com.microsoft::FusedMatMul`.
+        role: What the weight is for. Embeddings and the output head are matched only where they are named here.
+        min_size: Fewest elements.
+        max_size: Most elements.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Names = ()
+    regex: Names = ()
+    op: Names = ()
+    role: Annotated[tuple[Role, ...], BeforeValidator(as_list)] = ("linear",)
+    min_size: Annotated[int, Field(ge=0)] = 0
+    max_size: Annotated[int | None, Field(ge=0)] = None
+
+    @field_validator("regex")
+    @classmethod
+    def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+        return patterns
+
+    def matches(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> bool:
+        """Whether a weight of `size` elements, read by an operator `op` under these names, meets all conditions."""
+        if role not in self.role or size < self.min_size or (self.max_size is not None and size > self.max_size):
+            return False
+        if self.op and op not in self.op:
+            return False
+        if not (self.name or self.regex):
+            return True
+        return any(fnmatchcase(name, glob) for name in names for glob in self.name) or any(
+            re.fullmatch(pattern, name) for name in names for pattern in self.regex
+        )
+
+
+class Rule(BaseModel):
+    """What to do with the weights that match: quantize them so, or leave them float for a reason."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    match: Match = Match()
+    weight: QuantSpec | None = None
+    skip: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Rule":
+        if (self.weight is None) == (self.skip is None):
+            raise ValueError("a rule says either 'weight:' (how to quantize) or 'skip:' (why not)")
+        return self
+
+
+class Recipe(BaseModel):
+    """An ordered list of rules; for each weight the last rule that matches decides.
+
+    Attributes:
+        name: How reports call it.
+        about: One line for people.
+        extends: Name of a preset whose rules come first.
+        rules: In order.
+        non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
+            (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = "recipe"
+    about: str = ""
+    extends: str | None = None
+    rules: tuple[Rule, ...] = ()
+    non_finite: NonFinitePolicy = "error"
+
+    def with_rules(self, *rules: Rule) -> "Recipe":
+        """The same recipe with more rules at the end, where they win."""
+        return self.model_copy(update={"rules": (*self.rules, *rules)})
+
+    def decide(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> QuantSpec | str:
+        """The spec for a weight, or why it stays float."""
+        for rule in reversed(self.rules):
+            if rule.match.matches(names=names, op=op, role=role, size=size):
+                return rule.weight if rule.weight is not None else str(rule.skip)
+        if role != "linear":
+            return f"{role}: off unless a rule asks for it with role: {role}"
+        return "no rule matches"

@@ -1,0 +1,80 @@
+"""`QuantSpec`: how one weight is quantized."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from onnxq.errors import UsageError
+from onnxq.formats import SCALE_TYPES, Integer, get_format, get_scale_type
+
+Granularity = Literal["tensor", "channel", "group"]
+
+
+def as_list(value: object) -> object:
+    """Let a recipe write one item where a list is meant."""
+    return [value] if isinstance(value, str) else value
+
+
+class QuantSpec(BaseModel):
+    """Format, granularity, scale type and symmetry of one weight.
+
+    Attributes:
+        format: One or more formats; of several, each weight takes the one that leaves the smallest squared error.
+        granularity: One scale for the whole tensor, for each output channel, or for each group of `group_size`
+            neighbours along the reduction axis.
+        group_size: Weights that share a scale; only with `granularity: group`.
+        scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
+        symmetric: False stores a zero point beside each scale; integers only.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Annotated[tuple[str, ...], BeforeValidator(as_list), Field(min_length=1)]
+    granularity: Granularity = "channel"
+    group_size: Annotated[int | None, Field(ge=2, le=1 << 20)] = None
+    scale: str = "auto"
+    symmetric: bool = True
+
+    @field_validator("format")
+    @classmethod
+    def _known_formats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            for name in names:
+                get_format(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return names
+
+    @field_validator("scale")
+    @classmethod
+    def _known_scale(cls, name: str) -> str:
+        if name != "auto":
+            try:
+                get_scale_type(name)
+            except UsageError as error:
+                raise ValueError(f"{error}, auto") from None
+        return name
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "QuantSpec":
+        if self.granularity == "group" and self.group_size is None:
+            raise ValueError("granularity 'group' needs group_size, for instance group_size: 32")
+        if self.granularity != "group" and self.group_size is not None:
+            raise ValueError(f"group_size {self.group_size} needs granularity: group")
+        if not self.symmetric and not all(isinstance(get_format(name), Integer) for name in self.format):
+            raise ValueError("symmetric: false needs an integer format; floats have no zero point")
+        if self.symmetric and any(name.startswith("uint") for name in self.format):
+            raise ValueError("an unsigned format cannot hold negative weights: set symmetric: false")
+        if not self.symmetric and self.scale != "auto" and SCALE_TYPES[self.scale].name in ("e8m0", "e4m3"):
+            raise ValueError(f"scale {self.scale} needs symmetric: true")
+        return self
+
+    def describe(self) -> str:
+        """One line for people: `fp4_e2m1, groups of 32, fp16 scales`."""
+        where = {"tensor": "one scale", "channel": "per channel", "group": f"groups of {self.group_size}"}
+        parts = ["|".join(self.format), where[self.granularity]]
+        if self.scale != "auto":
+            parts.append(f"{self.scale} scales")
+        if not self.symmetric:
+            parts.append("zero points")
+        return ", ".join(parts)
