@@ -105,7 +105,7 @@ def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str
 
 def _explain(error: ErrorDetails, lines: dict[_Place, int], source: str) -> str:
     """One pydantic error as one sentence."""
-    place = cast("_Place", error["loc"])
+    place = error["loc"]
     known = place
     while known not in lines:
         known = known[:-1]
