@@ -1,0 +1,110 @@
+"""Operators that read a weight: which input it is, and what its axes mean.
+
+An operator is known by its domain and type, never by its type alone.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the axes of a weight mean to the operator that reads it.
+
+    Attributes:
+        reduction: The axis summed over; groups of weights that share a scale run along it.
+        channel: The axis of output channels.
+        flatten: The sum runs over all axes but the first (convolutions): the weight is a matrix [channel, rest].
+    """
+
+    reduction: int
+    channel: int
+    flatten: bool = False
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of an operator that may be a weight."""
+
+    index: int
+    layout: Callable[[ir.Node, int], Layout | None]
+    """(node, rank) -> layout, or None where a weight of that rank is no weight matrix."""
+    embedding: bool = False
+
+
+def _flag(node: ir.Node, name: str) -> bool:
+    attribute = node.attributes.get(name)
+    return attribute is not None and not attribute.is_ref() and bool(attribute.value)
+
+
+def _matmul_right(_node: ir.Node, rank: int) -> Layout | None:
+    return Layout(rank - 2, rank - 1) if rank >= 2 else None
+
+
+def _matmul_left(_node: ir.Node, rank: int) -> Layout | None:
+    return Layout(rank - 1, rank - 2) if rank >= 2 else None
+
+
+def _transposable(side: str, flag: str) -> Callable[[ir.Node, int], Layout | None]:
+    """A matrix operand that an attribute transposes, as in Gemm and FusedMatMul."""
+    plain, swapped = (_matmul_left, _matmul_right) if side == "left" else (_matmul_right, _matmul_left)
+
+    def layout(node: ir.Node, rank: int) -> Layout | None:
+        if _flag(node, "transBatchA") or _flag(node, "transBatchB"):
+            return None
+        return (swapped if _flag(node, flag) else plain)(node, rank)
+
+    return layout
+
+
+def _conv(_node: ir.Node, rank: int) -> Layout | None:
+    return Layout(1, 0, flatten=True) if rank >= 3 else None
+
+
+def _conv_transpose(_node: ir.Node, rank: int) -> Layout | None:
+    return Layout(0, 1) if rank >= 3 else None
+
+
+def _table(node: ir.Node, rank: int) -> Layout | None:
+    """Rows of a table are looked up; groups run along a row."""
+    axis = node.attributes.get("axis")
+    return Layout(1, 0) if rank == 2 and (axis is None or axis.value == 0) else None
+
+
+_GEMM = (Operand(1, _transposable("right", "transB")), Operand(0, _transposable("left", "transA")))
+_ROWS = (Operand(1, _matmul_right),)
+_MICROSOFT = "com.microsoft"
+
+# Where both matrix operands are constant, the first of the list is the weight.
+WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
+    ("", "MatMul"): (Operand(1, _matmul_right), Operand(0, _matmul_left)),
+    ("", "Gemm"): _GEMM,
+    ("", "Conv"): (Operand(1, _conv),),
+    ("", "ConvTranspose"): (Operand(1, _conv_transpose),),
+    ("", "Gather"): (Operand(0, _table, embedding=True),),
+    (_MICROSOFT, "FusedMatMul"): _GEMM,
+    (_MICROSOFT, "TransposeMatMul"): _GEMM,
+    (_MICROSOFT, "FusedGemm"): _GEMM,
+    (_MICROSOFT, "GemmFastGelu"): _ROWS,
+    (_MICROSOFT, "Attention"): _ROWS,
+    (_MICROSOFT, "FusedConv"): (Operand(1, _conv),),
+    (_MICROSOFT, "EmbedLayerNormalization"): tuple(Operand(index, _table, embedding=True) for index in (2, 3, 4)),
+}
+
+
+def domain_of(node: ir.Node) -> str:
+    """The node's domain, with the default one always written as the empty string."""
+    return "" if node.domain == "ai.onnx" else node.domain
+
+
+def operator_name(node: ir.Node) -> str:
+    """`MatMul`, or `com.microsoft::FusedMatMul` outside of the default domain."""
+    domain = domain_of(node)
+    return f"{domain}::{node.op_type}" if domain else node.op_type
+
+
+def weight_operands(node: ir.Node) -> tuple[Operand, ...]:
+    """The inputs of a node that may be weights."""
+    return WEIGHT_OPERANDS.get((domain_of(node), node.op_type), ())
