@@ -40,6 +40,10 @@ class Format(ABC):
     def encode_finite(self, x: Floats) -> Codes:
         """As `encode`, for a caller that has made sure that `x` is finite."""
 
+    def round_finite(self, x: Floats) -> Floats:
+        """The value nearest to each number, as `decode(encode_finite(x))`, without the way through codes."""
+        return self.decode(self.encode_finite(x))
+
     def encode(self, x: npt.ArrayLike) -> Codes:
         """Round to the nearest value, ties to the even code, saturating.
 
@@ -50,12 +54,16 @@ class Format(ABC):
             uint8 codes of the shape of `x`, in the low `bits` bits.
 
         Raises:
-            NonFiniteError: `x` holds NaN or Inf; no code stands for them.
+            NonFiniteError: `x` holds NaN or Inf, or a float64 beyond float32; no code stands for them.
         """
-        floats = np.asarray(x, np.float32)
+        # Numbers beyond float32 and signaling NaN would warn here; they are refused below.
+        with np.errstate(over="ignore", invalid="ignore"):
+            floats = np.asarray(x, np.float32)
         if not np.isfinite(floats).all():
             bad = np.argwhere(~np.isfinite(floats))
-            raise NonFiniteError(f"{len(bad)} values are NaN or Inf (first at {bad[0].tolist()}); {self.name} has none")
+            raise NonFiniteError(
+                f"{len(bad)} values are NaN or Inf in float32 (first at {bad[0].tolist()}); {self.name} has none"
+            )
         return self.encode_finite(floats)
 
     def decode(self, codes: Codes) -> Floats:
