@@ -56,7 +56,8 @@ class Integer(Format):
 
     def encode_finite(self, x: Floats) -> Codes:
         """Round float32 of any shape; see `Format.encode`."""
-        rounded = np.rint(x)
+        # `out` keeps a scalar an array of no dimensions, which a numpy function would return as a number.
+        rounded = np.rint(x, out=np.empty_like(x))
         np.clip(rounded, self.low, self.high, out=rounded)
         if not self.signed:
             return rounded.astype(np.uint8)
