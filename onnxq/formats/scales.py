@@ -49,7 +49,8 @@ class ScaleType:
         # Half the largest float32 for E8M0: its top code, 2^127, times any value would overflow.
         clipped = np.clip(wanted, np.float32(self.smallest), np.float32(min(self.largest, 2.0**126)))
         if self.rounding == "floor":
-            clipped = np.exp2(np.floor(np.log2(clipped, dtype=np.float64))).astype(np.float32)
+            # frexp gives a mantissa in [0.5, 1); a logarithm would leave the powers of two to the accuracy of libm.
+            clipped = np.ldexp(np.float32(0.5), np.frexp(clipped)[1])
         return clipped.astype(self.dtype)
 
 
