@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.errors import UsageError
 from onnxq.formats.base import Codes, Floats, Format, nearest_code
@@ -83,28 +84,48 @@ class Minifloat(Format):
             codes[start : start + _BLOCK] = encode(flat[start : start + _BLOCK])
         return codes.reshape(x.shape)
 
-    def _encode_block(self, x: Floats) -> Codes:
-        """Let a float32 addition do the rounding.
+    def round_finite(self, x: Floats) -> Floats:
+        """The nearest value; see `Format.round_finite`. Works in the cache only where `x` is small."""
+        if self.mantissa_bits == 0:
+            return super().round_finite(x)
+        magnitude, _, adder = self._split(x)
+        magnitude += adder.view(np.float32)
+        magnitude -= adder.view(np.float32)
+        return np.copysign(magnitude, x, out=magnitude)
+
+    def _split(self, x: Floats) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Saturated magnitude, exponent bits of its binade, and the number whose addition rounds it, as float32 bits.
 
         In the binade 2^E the grid has step 2^(E-m). Adding 2^(E+23-m), whose own last place is that step, rounds to it,
-        to even on ties, and leaves n = round(|x| / step) in the low bits of the sum. Below the first binade the step
-        stays, which gives subnormals. The code is n plus 2^m for each binade above the first.
+        to even on ties. Below the first binade the step stays, which gives subnormals.
         """
-        m, shift = self.mantissa_bits, _F32_MANTISSA_BITS - self.mantissa_bits
-        smallest = np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
-        magnitude = np.abs(x)
+        magnitude: Floats = np.abs(x)
         np.minimum(magnitude, self._magnitudes[-1], out=magnitude)
         binade = magnitude.view(np.int32) & np.int32(0x7F800000)
-        np.maximum(binade, smallest, out=binade)
-        adder = binade + np.int32(shift << _F32_MANTISSA_BITS)
+        np.maximum(binade, self._smallest_binade, out=binade)
+        shift = _F32_MANTISSA_BITS - self.mantissa_bits
+        return magnitude, binade, binade + np.int32(shift << _F32_MANTISSA_BITS)
+
+    @property
+    def _smallest_binade(self) -> np.int32:
+        """float32 bits of the smallest normal number."""
+        return np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
+
+    def _encode_block(self, x: Floats) -> Codes:
+        """Let a float32 addition do the rounding (see `_split`).
+
+        It leaves n = round(|x| / step) in the low bits of the sum. The code is n plus 2^m for each binade above the
+        first.
+        """
+        magnitude, binade, adder = self._split(x)
         magnitude += adder.view(np.float32)
         code = magnitude.view(np.int32)
         code -= adder
-        binade -= smallest
-        binade >>= shift
+        binade -= self._smallest_binade
+        binade >>= np.int32(_F32_MANTISSA_BITS - self.mantissa_bits)
         code += binade
         sign = x.view(np.int32) >> np.int32(31)
-        sign &= np.int32(1 << (self.exponent_bits + m))
+        sign &= np.int32(1 << (self.bits - 1))
         code |= sign
         return code.astype(np.uint8)
 

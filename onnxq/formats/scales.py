@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from onnxq.errors import UsageError, nearest
-from onnxq.formats.base import Floats
 
 
 def _finfo(dtype: np.dtype[np.generic]) -> Any:
@@ -44,14 +44,15 @@ class ScaleType:
         """The largest finite number."""
         return float(_finfo(self.dtype).max)
 
-    def store(self, wanted: Floats) -> np.ndarray:
-        """The storable scales next to `wanted` (float32, positive, any shape)."""
+    def store(self, wanted: npt.NDArray[np.floating[Any]]) -> np.ndarray:
+        """The storable scales next to `wanted` (float32 or float64, not negative, any shape)."""
         # Half the largest float32 for E8M0: its top code, 2^127, times any value would overflow.
         clipped = np.clip(wanted, np.float32(self.smallest), np.float32(min(self.largest, 2.0**126)))
         if self.rounding == "floor":
             # frexp gives a mantissa in [0.5, 1); a logarithm would leave the powers of two to the accuracy of libm.
             clipped = np.ldexp(np.float32(0.5), np.frexp(clipped)[1])
-        return clipped.astype(self.dtype)
+        stored: np.ndarray = clipped.astype(self.dtype)
+        return stored
 
 
 FP32 = ScaleType("fp32", np.dtype(np.float32), "FLOAT")

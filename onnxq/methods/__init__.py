@@ -1,0 +1,1 @@
+"""The mathematics of quantization: arrays in, arrays out, one file a method."""
