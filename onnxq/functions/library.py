@@ -1,0 +1,75 @@
+"""Which functions an operator needs, by name, ready to put into a model."""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx import FunctionProto
+from onnxscript.values import OnnxFunction, Opset
+
+from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
+from onnxq.functions import bodies
+
+DOMAIN = "onnxq"
+VERSION = 1
+
+
+def operator_suffix(kind: Format) -> str:
+    """How operators name a format: `FP6E2M3`, `INT3`, `NF4`."""
+    if isinstance(kind, Minifloat):
+        return f"FP{kind.bits}E{kind.exponent_bits}M{kind.mantissa_bits}"
+    return kind.name.upper()
+
+
+def functions(kinds: Iterable[tuple[str, str]], opset: int) -> list[ir.Function]:
+    """The functions of some operators, with those that they call, in a fixed order.
+
+    Args:
+        kinds: (family, format or scale type): `("MatMul", "fp6_e2m3")`, `("DequantizeAsymmetric", "int3")`,
+            `("Scale", "e8m0")`.
+        opset: The version of the standard operators that the model imports, 13 or later.
+    """
+    protos = {proto.name: proto for family, name in sorted(set(kinds)) for proto in _member(family, name)}
+    made = []
+    for _, proto in sorted(protos.items()):
+        function = ir.serde.deserialize_function(proto)
+        function.opset_imports.update({"": opset, DOMAIN: VERSION})
+        made.append(function)
+    return made
+
+
+@cache
+def _member(family: str, name: str) -> tuple[FunctionProto, ...]:
+    """The function of one operator and those that it calls."""
+    domain = Opset(DOMAIN, VERSION)
+    if family == "Scale":
+        codes = np.arange(256, dtype=np.uint8)
+        values = codes.view(SCALE_TYPES[name].dtype).astype(np.float32)
+        return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": f"Scale{name.upper()}"}),)
+    kind = get_format(name)
+    suffix, asymmetric = operator_suffix(kind), family.endswith("Asymmetric")
+    names = {
+        "Unpack": f"Unpack{kind.bits}",
+        "Dequantize": f"Dequantize{suffix}",
+        "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
+        "MatMul": f"MatMul{suffix}",
+        "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
+    }
+    unpacking = bodies.unpack(domain, kind.bits)
+    dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
+    scripts = [unpacking, dequantizing]
+    if family.startswith("MatMul"):
+        scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
+    return tuple(_renamed(each, names) for each in scripts)
+
+
+def _renamed(script: OnnxFunction[Any, Any], names: dict[str, str]) -> FunctionProto:
+    """The function with its own name, and with calls of other functions by theirs."""
+    proto: FunctionProto = script.to_function_proto()
+    proto.name = names[proto.name]
+    for node in proto.node:
+        if node.domain == DOMAIN:
+            node.op_type = names[node.op_type]
+    return proto
