@@ -65,6 +65,17 @@ def test_values_and_midpoints_and_their_float32_neighbours(fmt, oracle_of):
     np.testing.assert_array_equal(oracle.encode_many(probes), expected, err_msg="the two oracles differ")
 
 
+@every_format
+def test_rounding_to_values_is_encoding_and_decoding(fmt, oracle_of):
+    probes = oracle_of(fmt).probes()
+    x = np.stack([probes, -probes]).T
+    values = fmt.round_finite(x)
+    expected = fmt.decode(fmt.encode(x))
+    np.testing.assert_array_equal(values, expected)
+    if oracle_of(fmt).has_signed_zero:
+        np.testing.assert_array_equal(np.signbit(values), np.signbit(expected))
+
+
 @named_format
 def test_a_million_random_numbers(fmt, oracle_of):
     random = np.random.default_rng(6)
