@@ -1,0 +1,97 @@
+"""Tensors whose bytes stay in a file and are read when they are asked for."""
+
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+CHUNK_BYTES = 8 << 20
+
+
+class Bytes(Protocol):
+    """Something that gives out ranges of a file as arrays of uint8."""
+
+    identity: tuple[int, int]
+
+    def view(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """`length` bytes from `offset`, read-only and not yet read from the disk."""
+
+
+class DataFile:
+    """A whole file, mapped read-only: the path is never opened again, so nobody can swap the file meanwhile."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        """Map the file behind `descriptor`, which stays the caller's to close; `path` is for messages only."""
+        status = os.fstat(descriptor)
+        self.path = path
+        self.size = status.st_size
+        self.identity = (status.st_dev, status.st_ino)
+        # An empty file cannot be mapped.
+        self._map = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) if self.size else None
+
+    def view(self, offset: int, length: int) -> NDArray[np.uint8]:
+        """`length` bytes from `offset`, read-only and not yet read from the disk."""
+        if self._map is None or length == 0:
+            return np.empty(0, np.uint8)
+        return np.frombuffer(self._map, np.uint8, length, offset)
+
+    def buffer(self) -> memoryview:
+        """The whole file."""
+        return memoryview(self._map if self._map is not None else b"")
+
+
+class MappedTensor(ir.LazyTensor):
+    """A tensor in dense ONNX `raw_data` order in a file."""
+
+    def __init__(
+        self,
+        data: Bytes,
+        offset: int,
+        dtype: ir.DataType,
+        shape: Sequence[int],
+        *,
+        name: str | None = None,
+        doc_string: str | None = None,
+        metadata_props: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(
+            self._read,
+            dtype,
+            ir.Shape(shape, frozen=True),
+            name=name,
+            doc_string=doc_string,
+            metadata_props=metadata_props,
+        )
+        self.data = data
+        self.offset = offset
+
+    @property
+    def place(self) -> tuple[tuple[int, int], int, int]:
+        """File, offset and length: equal for two tensors that share their bytes."""
+        return self.data.identity, self.offset, self.nbytes
+
+    def stored(self) -> NDArray[np.uint8]:
+        """The bytes as they stand in the file, `[nbytes]` uint8."""
+        return self.data.view(self.offset, self.nbytes)
+
+    def tobytes(self) -> bytes:
+        """A copy of the bytes as they stand in the file."""
+        return self.stored().tobytes()
+
+    def _read(self) -> ir.TensorProtocol:
+        stored = self.stored()
+        if self.dtype.bitwidth < 8:
+            return ir.PackedTensor(stored, self.dtype, shape=self.shape)
+        return ir.Tensor(stored.view(self.dtype.numpy()).reshape(self.shape.numpy()), self.dtype)
+
+
+def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:
+    """The bytes of a tensor in `raw_data` order, in pieces of at most `CHUNK_BYTES`."""
+    whole = tensor.stored().data if isinstance(tensor, MappedTensor) else memoryview(tensor.tobytes())
+    for start in range(0, len(whole), CHUNK_BYTES):
+        yield whole[start : start + CHUNK_BYTES]
