@@ -1,0 +1,231 @@
+"""How far two models are apart on the same data: at their outputs, and at each tensor both of them compute."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.analysis.data import Source
+from onnxq.analysis.distance import Distance
+from onnxq.analysis.feeds import Feeds, feeds_for
+from onnxq.errors import UsageError
+from onnxq.model.load import Model, load
+from onnxq.model.operators import operator_name
+from onnxq.model.probe import runnable
+from onnxq.runtime.explain import Execution, execution
+from onnxq.runtime.inputs import Input, inputs_of
+from onnxq.runtime.session import run, session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Progress = Callable[[int, int], None]
+"""(runs of both models done, runs in all)"""
+
+# Tensors taken out of a model in one run: what is in memory is two of each, for one batch.
+_GROUP = 32
+_FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor, in model b as against model a.
+
+    Attributes:
+        name: the value's name in both models.
+        operator: what computes it in model a.
+        sqnr_db: signal to quantization noise, 10 log10(sum a² / sum (a-b)²); Inf where the two are equal.
+        cosine: cosine of the angle between the two; 0 where one is all zero and the other is not.
+        max_abs: the largest absolute difference.
+        nonfinite: elements that are NaN or Inf in one model and something else in the other; they count nowhere else.
+    """
+
+    name: str
+    operator: str
+    sqnr_db: float
+    cosine: float
+    max_abs: float
+    nonfinite: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON, which has no Inf: `sqnr_db` is null where there is no error or no signal."""
+        finite = math.isfinite(self.sqnr_db)
+        return {
+            "name": self.name,
+            "operator": self.operator,
+            "sqnr_db": self.sqnr_db if finite else None,
+            "equal": self.sqnr_db == math.inf and not self.nonfinite,
+            "cosine": self.cosine,
+            "max_abs": self.max_abs,
+            "nonfinite": self.nonfinite,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Model b as against model a.
+
+    Attributes:
+        outputs: graph outputs that both have.
+        layers: tensors that both compute under the same name, in the order model a computes them.
+        skipped: tensors both have that could not be compared, with the reason.
+        samples: samples or windows of tokens run.
+        execution: how the weights of each ran.
+    """
+
+    outputs: tuple[Difference, ...]
+    layers: tuple[Difference, ...]
+    skipped: dict[str, str]
+    samples: int
+    execution: tuple[Execution, Execution]
+
+    def worst(self, count: int | None = None) -> list[Difference]:
+        """Layers with the lowest SQNR first; those that turned NaN or Inf before all others."""
+        return sorted(self.layers, key=lambda layer: (layer.nonfinite == 0, layer.sqnr_db))[:count]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "outputs": [each.to_dict() for each in self.outputs],
+            "layers": [each.to_dict() for each in self.layers],
+            "skipped": dict(self.skipped),
+            "samples": self.samples,
+            "execution": {"a": self.execution[0].to_dict(), "b": self.execution[1].to_dict()},
+        }
+
+
+def compare(
+    a: Model | str | Path,
+    b: Model | str | Path,
+    *,
+    data: Source,
+    sequence: int = 256,
+    batch: int = 1,
+    limit: int | None = 8,
+    per_layer: bool = True,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    accuracy_level: int | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Run two models on the same data and measure how far b is from a.
+
+    Tensors are compared by name, so a rewrite that moves a scale from one tensor to another shows as a difference there
+    although the model computes the same. Taking intermediate tensors out keeps onnxruntime from merging the operators
+    around them, which changes floats in the last digits.
+
+    Args:
+        a: the reference, loaded or as a path.
+        b: the other model.
+        data: as for `onnxq.analysis.feeds.feeds_for`.
+        sequence: tokens in a window, where the data is a stream of tokens.
+        batch: samples run at once.
+        limit: use only the first `limit` samples or windows; None uses all.
+        per_layer: compare intermediate tensors too.
+        providers: onnxruntime's execution providers.
+        threads: threads within one operator.
+        accuracy_level: how exactly fused low-bit matmuls compute; see `onnxq.runtime.session.session`.
+        progress: called with runs done and runs in all.
+
+    Raises:
+        UsageError: the models have no output in common.
+        DataError: the data does not fit model a.
+        SessionError: onnxruntime cannot load or run one of them.
+    """
+    models = [each if isinstance(each, Model) else load(each) for each in (a, b)]
+    outputs, layers = _shared(models[0].ir, models[1].ir)
+    if not outputs:
+        names = [", ".join(str(value.name) for value in model.ir.graph.outputs) for model in models]
+        raise UsageError(f"the models have no output in common: a has {names[0]}, b has {names[1]}")
+    inner = list(layers) if per_layer else []
+    groups = [inner[at : at + _GROUP] for at in range(0, len(inner), _GROUP)] or [[]]
+    distances = {name: Distance() for name in (*outputs, *inner)}
+    open_session = partial(session, providers=providers, threads=threads, accuracy_level=accuracy_level)
+    cut = partial(feeds_for, data, sequence=sequence, batch=batch, limit=limit)
+    samples = 0
+    for number, group in enumerate(groups):
+        with ExitStack() as stack:
+            pair = _Pair([open_session(stack.enter_context(runnable(model, group))) for model in models], cut)
+            samples = pair.samples
+            for done in pair.run([*group, *(() if number else outputs)], distances):
+                if progress:
+                    progress(number * pair.batches + done, len(groups) * pair.batches)
+            # Before the next two sessions are opened, so that each model's weights are in memory once.
+            del pair
+    makers = outputs | layers
+    found = {
+        name: Difference(name, makers[name], sums.sqnr_db, sums.cosine, sums.max_abs, sums.nonfinite)
+        for name, sums in distances.items()
+        if not sums.problem
+    }
+    return Comparison(
+        outputs=tuple(found[name] for name in outputs if name in found),
+        layers=tuple(found[name] for name in inner if name in found),
+        skipped={name: sums.problem for name, sums in distances.items() if sums.problem},
+        samples=samples,
+        execution=(
+            execution(models[0], accuracy_level=accuracy_level),
+            execution(models[1], accuracy_level=accuracy_level),
+        ),
+    )
+
+
+class _Pair:
+    """Two sessions and the batches they run."""
+
+    def __init__(
+        self,
+        opened: Sequence["onnxruntime.InferenceSession"],
+        cut: Callable[[Sequence[Input]], Feeds],
+    ) -> None:
+        self._opened = opened
+        self._feeds = [cut(inputs_of(each)) for each in opened]
+        first, second = self._feeds
+        if first.batch != second.batch:
+            raise UsageError(
+                f"the models run {first.batch} and {second.batch} samples at once: pass the fixed batch size"
+            )
+        self.samples, self.batches = first.samples, first.batches
+
+    def run(self, names: Sequence[str], distances: dict[str, Distance]) -> Iterator[int]:
+        """Add the distances of `names` over every batch; yields batches done."""
+        for done, feeds in enumerate(zip(*self._feeds, strict=True), start=1):
+            # Rows that only fill a batch repeat a sample, so they may count.
+            results = [run(opened, names, feed.inputs) for opened, feed in zip(self._opened, feeds, strict=True)]
+            for name, a, b in zip(names, *results, strict=True):
+                distances[name].add(np.asarray(a), np.asarray(b))
+            yield done
+
+
+def _shared(a: ir.Model, b: ir.Model) -> tuple[dict[str, str], dict[str, str]]:
+    """Outputs and intermediate float tensors that both main graphs have, each with the operator that makes it in a."""
+    makers_a, makers_b = _makers(a.graph), _makers(b.graph)
+    names_b = {value.name for value in b.graph.outputs}
+    outputs = {str(value.name): makers_a.get(str(value.name), "") for value in a.graph.outputs if value.name in names_b}
+    skip = outputs.keys() | {str(value.name) for value in (*a.graph.outputs, *b.graph.outputs)}
+    return outputs, {name: maker for name, maker in makers_a.items() if name in makers_b and name not in skip}
+
+
+def _makers(graph: ir.Graph) -> dict[str, str]:
+    """The operator behind each tensor that may hold floats and depends on the model's inputs.
+
+    What depends on weights alone is left out: taking a dequantized weight out of the graph keeps onnxruntime from
+    fusing the operator that reads it.
+    """
+    varying = {id(value) for value in graph.inputs if value.const_value is None}
+    makers = {}
+    for node in graph:
+        subgraphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
+        if not subgraphs and not any(id(value) in varying for value in node.inputs):
+            continue
+        varying.update(id(value) for value in node.outputs)
+        for value in node.outputs:
+            if value.name and value.dtype in _FLOATS:
+                makers[value.name] = operator_name(node)
+    return makers

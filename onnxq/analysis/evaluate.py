@@ -1,0 +1,233 @@
+"""How good a model is: perplexity of a language model, or top-1 accuracy of a classifier."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.analysis.data import Array, Source, read
+from onnxq.analysis.feeds import Feeds, feeds_for, token_feeds
+from onnxq.errors import DataError, NonFiniteError, UsageError
+from onnxq.model.load import Model, load
+from onnxq.model.probe import runnable
+from onnxq.runtime.explain import Execution, execution
+from onnxq.runtime.inputs import inputs_of, token_input
+from onnxq.runtime.session import run, session
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Progress = Callable[[int, int], None]
+"""(samples done, samples in all)"""
+
+# Logits in float64 at a time: 16 MiB, whatever the vocabulary.
+_CHUNK_VALUES = 1 << 21
+# exp overflows float64 a little above.
+_LARGEST_MEAN_NLL = 700.0
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One measurement.
+
+    Attributes:
+        metric: `perplexity` (lower is better) or `accuracy` (top-1, 0 to 1).
+        value: the metric.
+        nll: negative log-likelihood summed over the predicted tokens, in nats; None for accuracy.
+        tokens: tokens predicted; 0 for accuracy.
+        samples: windows of tokens, or samples classified.
+        seconds: time inside onnxruntime, without loading and scoring.
+        execution: how the weights ran.
+    """
+
+    metric: Literal["perplexity", "accuracy"]
+    value: float
+    nll: float | None
+    tokens: int
+    samples: int
+    seconds: float
+    execution: Execution
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Predicted tokens per second of running; 0 for accuracy."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "metric": self.metric,
+            "value": self.value,
+            "nll": self.nll,
+            "tokens": self.tokens,
+            "samples": self.samples,
+            "seconds": self.seconds,
+            "tokens_per_second": self.tokens_per_second,
+            "execution": self.execution.to_dict(),
+        }
+
+
+def evaluate(
+    model: Model | str | Path,
+    *,
+    tokens: Source | None = None,
+    data: Source | None = None,
+    labels: Source | None = None,
+    sequence: int = 256,
+    batch: int = 8,
+    limit: int | None = None,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    accuracy_level: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model in onnxruntime.
+
+    Args:
+        model: a loaded model, or the path of one.
+        tokens: a stream of token ids: measures perplexity. It is cut into windows of `sequence` tokens that do not
+            overlap, and each token of a window but the first is predicted from those before it.
+        data: inputs of a classifier: measures accuracy.
+        labels: [samples] class numbers; by default the key `labels` of `data`.
+        sequence: tokens in a window.
+        batch: windows or samples run at once.
+        limit: use only the first `limit` windows or samples.
+        providers: onnxruntime's execution providers.
+        threads: threads within one operator.
+        accuracy_level: how exactly fused low-bit matmuls compute; see `onnxq.runtime.session.session`.
+        progress: called with samples done and samples in all.
+
+    Raises:
+        UsageError: neither or both of `tokens` and `data`.
+        DataError: the data does not fit the model.
+        NonFiniteError: the model's scores hold NaN or Inf.
+        SessionError: onnxruntime cannot load or run the model.
+    """
+    if (tokens is None) == (data is None):
+        raise UsageError("give either tokens (for perplexity) or data (for accuracy)")
+    if sequence < 2:
+        raise UsageError(f"sequence is {sequence}; predicting a token needs one before it, so at least 2")
+    loaded = model if isinstance(model, Model) else load(model)
+    how = execution(loaded, accuracy_level=accuracy_level)
+    with runnable(loaded) as source:
+        opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
+        inputs = inputs_of(opened)
+        if data is not None:
+            feeds = feeds_for(data, inputs, batch=batch, limit=limit)
+            return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)
+        feeds = token_feeds(_stream(tokens), inputs, sequence=sequence, batch=batch, limit=limit)
+        return _perplexity(opened, feeds, token_input(inputs).name, how, progress)
+
+
+def _perplexity(
+    opened: "onnxruntime.InferenceSession", feeds: Feeds, ids: str, how: Execution, progress: Progress | None
+) -> Evaluation:
+    logits = _scores(opened, rank=3)
+    nll, tokens, done, seconds = 0.0, 0, 0, 0.0
+    for feed in feeds:
+        windows = feed.inputs[ids][: feed.rows].astype(np.int64)
+        if isinstance(logits.shape[2], int):
+            check_vocabulary(windows, logits.shape[2])
+        start = time.perf_counter()
+        (scores,) = run(opened, [logits.name], feed.inputs)
+        seconds += time.perf_counter() - start
+        check_vocabulary(windows, scores.shape[2])
+        for row, window in zip(scores, windows, strict=False):
+            nll += negative_log_likelihood(row[:-1], window[1:], f"window {done}")
+            tokens += len(window) - 1
+            done += 1
+        if progress:
+            progress(done, feeds.samples)
+    if (mean := nll / tokens) > _LARGEST_MEAN_NLL:
+        raise NonFiniteError(f"the mean negative log-likelihood is {mean:.0f} nats a token: its exponential is Inf")
+    return Evaluation("perplexity", math.exp(mean), nll, tokens, done, seconds, how)
+
+
+def negative_log_likelihood(logits: NDArray[Any], targets: NDArray[np.int64], where: str = "the input") -> float:
+    """Sum of -log softmax(logits)[target] in nats, added up in float64.
+
+    Args:
+        logits: [tokens, vocabulary] of any float type.
+        targets: [tokens] ids.
+        where: what an error calls the place.
+
+    Raises:
+        NonFiniteError: a score is NaN or +Inf, or a target's is -Inf.
+    """
+    total = 0.0
+    rows = max(1, _CHUNK_VALUES // logits.shape[1])
+    for start in range(0, len(targets), rows):
+        chunk = logits[start : start + rows].astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            chunk -= chunk.max(axis=1, keepdims=True)
+            picked = chunk[np.arange(len(chunk)), targets[start : start + rows]]
+            losses = np.log(np.exp(chunk).sum(axis=1)) - picked
+        if not np.isfinite(losses).all():
+            bad = np.flatnonzero(~np.isfinite(losses))
+            raise NonFiniteError(f"the model's scores are NaN or Inf in {where} (first at token {start + int(bad[0])})")
+        total += float(losses.sum())
+    return total
+
+
+def check_vocabulary(tokens: NDArray[np.int64], vocabulary: int) -> None:
+    """Raise a DataError if a token is beyond what the model scores."""
+    if (largest := int(tokens.max())) >= vocabulary:
+        raise DataError(
+            f"the data has token {largest}, the model scores {vocabulary}: the tokens are another tokenizer's"
+        )
+
+
+def _accuracy(
+    opened: "onnxruntime.InferenceSession", feeds: Feeds, classes: Array, how: Execution, progress: Progress | None
+) -> Evaluation:
+    output = _scores(opened, rank=2)
+    right, done, seconds = 0, 0, 0.0
+    for feed in feeds:
+        start = time.perf_counter()
+        (scores,) = run(opened, [output.name], feed.inputs)
+        seconds += time.perf_counter() - start
+        scores = scores[: feed.rows]
+        if np.isnan(scores).any():
+            raise NonFiniteError(f"the model's scores are NaN in samples {done} to {done + feed.rows - 1}")
+        right += int((scores.argmax(axis=1) == classes[done : done + feed.rows]).sum())
+        done += feed.rows
+        if progress:
+            progress(done, feeds.samples)
+    return Evaluation("accuracy", right / done, None, 0, done, seconds, how)
+
+
+def _stream(tokens: Source | None) -> Array:
+    stream = read(tokens) if tokens is not None else {}
+    if isinstance(stream, dict):
+        raise DataError("tokens are one array in a .npy file; named arrays are given as data")
+    return stream
+
+
+def _labels(labels: Source | None, feeds: Feeds) -> Array:
+    """[samples] class numbers."""
+    found = feeds.labels if labels is None else read(labels)
+    if found is None:
+        raise DataError("accuracy needs labels: give them, or an array 'labels' in the data")
+    if isinstance(found, dict):
+        raise DataError("labels are one array in a .npy file")
+    if found.dtype.kind not in "iu" or found.size != len(found) or len(found) < feeds.samples:
+        raise DataError(f"labels are one class number a sample ({feeds.samples}), not {found.dtype}{list(found.shape)}")
+    return found.reshape(-1)
+
+
+def _scores(opened: "onnxruntime.InferenceSession", rank: int) -> Any:
+    """The output that holds scores: `logits`, or else the first of the rank."""
+    outputs = opened.get_outputs()
+    fitting = [output for output in outputs if len(output.shape) == rank]
+    for output in fitting:
+        if output.name == "logits":
+            return output
+    if not fitting:
+        listed = ", ".join(f"{output.name}{output.shape}" for output in outputs)
+        raise DataError(f"no output has {rank} dimensions with scores in the last one: the model has {listed}")
+    return fitting[0]

@@ -1,0 +1,138 @@
+"""How the weights of a model run in unmodified onnxruntime on the CPU, told from the graph without running it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from onnxq.model.constants import FLOAT_TYPES, trace
+from onnxq.model.load import Model, load
+from onnxq.model.operators import Operand, weight_operands
+from onnxq.runtime.fusion import constant, fused_bits, integer_product, is_op, weight_of
+
+# The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
+DEFAULT_ACCURACY_LEVEL = 4
+INT8_ACTIVATIONS = 4
+
+
+@dataclass(frozen=True)
+class FusedMatMuls:
+    """Matmuls that run in one low-bit kernel: `count` of them, at `bits` and onnxruntime's accuracy level."""
+
+    bits: int
+    accuracy_level: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How weights run: how many nodes take each way.
+
+    Attributes:
+        fused: `MatMulNBits`, written in the model or made by onnxruntime from `DequantizeLinear` and `MatMul`.
+        functions: nodes of the `onnxq` domain by operator: the function in the model runs, and onnxruntime folds it to
+            float weights when it loads.
+        dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
+        integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
+        plain: matmuls and convolutions with a float weight.
+    """
+
+    fused: tuple[FusedMatMuls, ...] = ()
+    functions: dict[str, int] = field(default_factory=dict)
+    dequantized: int = 0
+    integer: int = 0
+    plain: int = 0
+
+    @property
+    def rounds_activations(self) -> bool:
+        """Whether some kernel rounds activations to int8, which costs accuracy that the weights do not account for."""
+        return any(kind.accuracy_level == INT8_ACTIVATIONS for kind in self.fused)
+
+    def sentences(self) -> list[str]:
+        """One line for each way that is taken, for a report."""
+        lines = []
+        for kind in self.fused:
+            how = "activations rounded to int8" if kind.accuracy_level == INT8_ACTIVATIONS else "float activations"
+            lines.append(f"{kind.count} fused {kind.bits}-bit matmuls at accuracy level {kind.accuracy_level} ({how})")
+        lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
+        if self.dequantized:
+            lines.append(f"{self.dequantized} weights dequantized to float in every run")
+        if self.integer:
+            lines.append(f"{self.integer} products of quantized activations and quantized weights")
+        if self.plain:
+            lines.append(f"{self.plain} products with float weights")
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "fused": [
+                {"bits": kind.bits, "accuracy_level": kind.accuracy_level, "count": kind.count} for kind in self.fused
+            ],
+            "functions": dict(self.functions),
+            "dequantized": self.dequantized,
+            "integer": self.integer,
+            "plain": self.plain,
+        }
+
+
+def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -> Execution:
+    """Tell how the weights of a model run in unmodified onnxruntime on the CPU.
+
+    Args:
+        model: a loaded model, or the path of one.
+        accuracy_level: what the session is given; onnxruntime's default is 4. It does not change `MatMulNBits` nodes
+            that stand in the file, which carry their own level.
+
+    Returns:
+        The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out.
+    """
+    loaded = model if isinstance(model, Model) else load(model)
+    level = DEFAULT_ACCURACY_LEVEL if accuracy_level is None else accuracy_level
+    fused: Counter[tuple[int, int]] = Counter()
+    ways: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for node in _inlined(loaded.ir).graph.all_nodes():
+        if node.domain == "onnxq":
+            functions[node.op_type] += 1
+        elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
+            fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
+        elif bits := fused_bits(node):
+            fused[bits, level] += 1
+        else:
+            ways.update(_way(node))
+    kinds = (FusedMatMuls(bits, at, count) for (bits, at), count in sorted(fused.items()))
+    return Execution(tuple(kinds), dict(sorted(functions.items())), **ways)
+
+
+def _way(node: ir.Node) -> list[str]:
+    """Which counters of `Execution` a node that no kernel was made for belongs to."""
+    if integer_product(node):
+        return ["integer"]
+    if any(_is_float_weight(node, operand) for operand in weight_operands(node)):
+        return ["plain"]
+    if not is_op(node, "DequantizeLinear") or weight_of(node) is None:
+        return []
+    users = [use.node for use in node.outputs[0].uses()]
+    handled = users and all(fused_bits(user) or integer_product(user) for user in users)
+    return [] if handled else ["dequantized"]
+
+
+def _is_float_weight(node: ir.Node, operand: Operand) -> bool:
+    value = node.inputs[operand.index] if operand.index < len(node.inputs) else None
+    if value is None or operand.embedding:
+        return False
+    tensor = constant(trace(value)[0])
+    return tensor is not None and tensor.dtype in FLOAT_TYPES and operand.layout(node, len(tensor.shape)) is not None
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """The model with all functions but onnxq's written out, as onnxruntime does at load; tensors are not copied."""
+    if all(domain == "onnxq" for domain, _, _ in model.functions):
+        return model
+    from onnx_ir.passes.common import InlinePass
+
+    inline = InlinePass(criteria=lambda function: function.domain != "onnxq")
+    return inline(model.clone()).model

@@ -1,0 +1,121 @@
+"""When onnxruntime fuses a weight's `DequantizeLinear` and the matmul behind it into one `MatMulNBits`.
+
+The rules are what onnxruntime 1.31.1 was seen to do on the CPU at its default optimization level; a test holds each
+of them against the model that onnxruntime really makes.
+"""
+
+import onnx_ir as ir
+
+from onnxq.model.constants import constant_tensor
+from onnxq.model.operators import domain_of
+
+_BITS = {
+    ir.DataType.INT2: 2,
+    ir.DataType.UINT2: 2,
+    ir.DataType.INT4: 4,
+    ir.DataType.UINT4: 4,
+    ir.DataType.INT8: 8,
+    ir.DataType.UINT8: 8,
+}
+_BLOCK_SIZES = (16, 32, 64, 128, 256)
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> bool:
+    """Whether `node` is one of these standard ONNX operators."""
+    return node is not None and domain_of(node) == "" and node.op_type in op_types
+
+
+def producer(node: ir.Node, operand: int) -> ir.Node | None:
+    """The node that makes an operand, looking through Identity, which onnxruntime removes."""
+    value = node.inputs[operand] if operand < len(node.inputs) else None
+    maker = value.producer() if value is not None else None
+    while maker is not None and is_op(maker, "Identity") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker
+
+
+def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """The tensor of a value that cannot change: an initializer that is no graph input, or a Constant."""
+    return None if value is None or value.is_graph_input() else constant_tensor(value)
+
+
+def weight_of(dequantize: ir.Node) -> ir.TensorProtocol | None:
+    """The quantized tensor under a `DequantizeLinear`, if it is constant."""
+    return constant(dequantize.inputs[0])
+
+
+def fused_bits(node: ir.Node) -> int | None:
+    """The bits of the `MatMulNBits` that a MatMul or Gemm becomes, or None where it stays what it is."""
+    if not is_op(node, "MatMul", "Gemm"):
+        return None
+    dequantize = producer(node, 1)
+    if not is_op(dequantize, "DequantizeLinear") or dequantize is None or dequantize.graph is not node.graph:
+        return None
+    weight = weight_of(dequantize)
+    if weight is None or len(weight.shape) != 2 or constant(dequantize.inputs[1]) is None:
+        return None
+    # A second reader of the weight, the scale or the dequantized result stops the fusion; one of the zero point not.
+    read = (*dequantize.inputs[:2], dequantize.outputs[0], node.inputs[1])
+    if any(value is None or len(value.uses()) != 1 for value in read) or dequantize.outputs[0].is_graph_output():
+        return None
+    # Quantized activations on either side are left to onnxruntime's integer kernels.
+    if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
+        return None
+    if not _blocks_along_k(dequantize) or not _plain_product(node):
+        return None
+    return _BITS.get(weight.dtype)
+
+
+def integer_product(node: ir.Node) -> bool:
+    """Whether a MatMul, or a Conv whose result is quantized, reads 8-bit codes on both sides: an integer kernel."""
+    makers = [producer(node, operand) for operand in range(2)]
+    if not all(maker is not None and _dequantizes_8_bits(maker) for maker in makers):
+        return False
+    return is_op(node, "MatMul") or (is_op(node, "Conv") and all(is_op(u, "QuantizeLinear") for u in _users(node)))
+
+
+def _dequantizes_8_bits(maker: ir.Node) -> bool:
+    if not is_op(maker, "DequantizeLinear") or maker.inputs[0] is None:
+        return False
+    return maker.inputs[0].dtype in (None, ir.DataType.INT8, ir.DataType.UINT8)
+
+
+def _users(node: ir.Node) -> list[ir.Node]:
+    return [use.node for use in node.outputs[0].uses()]
+
+
+def _blocks_along_k(dequantize: ir.Node) -> bool:
+    """Scales of a [K, N] weight: blocks along K, or one a column, or one for all. A negative axis is not recognised."""
+    scale = dequantize.inputs[1]
+    shape = constant(scale)
+    axis = dequantize.attributes.get_int("axis", 1)
+    block = dequantize.attributes.get_int("block_size", 0)
+    if block:
+        return axis == 0 and block in _BLOCK_SIZES
+    return shape is not None and (len(shape.shape) == 0 or axis == 1)
+
+
+def _plain_product(node: ir.Node) -> bool:
+    """Whether the node is x @ w, or x @ w plus a bias of one dimension."""
+    if is_op(node, "MatMul"):
+        return not _becomes_gemm_with_wide_bias(node)
+    attributes = node.attributes
+    if attributes.get_int("transA", 0) or attributes.get_int("transB", 0) or attributes.get_float("alpha", 1.0) != 1.0:
+        return False
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _rank(bias) in (None, 0, 1))
+
+
+def _becomes_gemm_with_wide_bias(node: ir.Node) -> bool:
+    """A MatMul of a matrix and an Add of [1, N] become a Gemm first, and its bias is then not fused."""
+    if _rank(node.inputs[0]) != 2 or len(_users(node)) != 1:
+        return False
+    follower = _users(node)[0]
+    if not is_op(follower, "Add"):
+        return False
+    biases = [constant(value) for value in follower.inputs if value is not node.outputs[0]]
+    return any(bias is not None and len(bias.shape) == 2 and bias.shape[0] == 1 for bias in biases)
+
+
+def _rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)

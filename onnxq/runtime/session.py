@@ -1,0 +1,110 @@
+"""Open a model in onnxruntime, and say in plain words why it could not be opened or run."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.errors import MissingExtraError, SessionError, UsageError, nearest
+from onnxq.runtime.failures import plain_cause
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+logger = logging.getLogger(__name__)
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+_SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "gpu": CUDA}
+
+# onnxruntime logs each failure to stderr and raises it too; the exception alone is enough for a user.
+_FATAL_ONLY = 4
+
+
+def session(
+    model: str | Path | bytes,
+    *,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+    accuracy_level: int | None = None,
+    options: "onnxruntime.SessionOptions | None" = None,
+) -> "onnxruntime.InferenceSession":
+    """Open a model for running.
+
+    Args:
+        model: path of an .onnx file, or the bytes of a serialized model.
+        providers: execution providers in order of preference, by onnxruntime's names or as `cpu`, `cuda`. By default
+            CUDA where onnxruntime has it, then the CPU.
+        threads: threads within one operator; by default onnxruntime uses every core.
+        accuracy_level: how exactly 2-, 4- and 8-bit matmuls that onnxruntime fuses itself (`DequantizeLinear` and
+            `MatMul` into `MatMulNBits`) compute: 4 rounds activations to int8 and is onnxruntime's default, 1 is
+            float32, 2 float16, 3 bfloat16, 0 whatever the kernel has for the input (float32 on the CPU).
+        options: session options to start from; they are changed in place.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        UsageError: a provider that this onnxruntime does not have, or an accuracy level out of range.
+        SessionError: onnxruntime refuses the model, or a provider asked for by name could not start.
+    """
+    ort = _onnxruntime()
+    chosen = _choose(ort, providers)
+    if options is None:
+        options = ort.SessionOptions()
+        options.log_severity_level = _FATAL_ONLY
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if accuracy_level is not None:
+        if accuracy_level not in range(5):
+            raise UsageError(f"accuracy_level is {accuracy_level}; valid: 0, 1, 2, 3, 4")
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    name = "the model" if isinstance(model, bytes) else f"'{model}'"
+    try:
+        opened = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
+    except Exception as error:
+        raise SessionError(f"onnxruntime {ort.__version__} cannot load {name}: {plain_cause(error)}") from error
+    if providers and opened.get_providers()[0] != chosen[0]:
+        # onnxruntime itself only logs this and goes on, many times slower, with the next provider.
+        raise SessionError(f"onnxruntime could not start {chosen[0]} and fell back to {opened.get_providers()[0]}")
+    logger.debug("%s runs on %s", name, ", ".join(opened.get_providers()))
+    return opened
+
+
+def run(
+    opened: "onnxruntime.InferenceSession", outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
+    """Run once and return `outputs` in order; a SessionError says which node failed and why."""
+    try:
+        results: list[NDArray[Any]] = opened.run(list(outputs), dict(feed))
+    except Exception as error:
+        shapes = ", ".join(f"{name} {value.dtype}{list(np.shape(value))}" for name, value in feed.items())
+        raise SessionError(f"onnxruntime failed while running ({shapes}): {plain_cause(error)}") from error
+    return results
+
+
+def _onnxruntime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError(
+            "running a model needs onnxruntime, which is not installed: pip install 'onnxq[cpu]', or 'onnxq[gpu]'"
+        ) from error
+    return onnxruntime
+
+
+def _choose(ort: Any, providers: Sequence[str] | None) -> list[str]:
+    available: list[str] = ort.get_available_providers()
+    if providers is None:
+        chosen = [CUDA, CPU] if CUDA in available else [CPU]
+    else:
+        chosen = [_SHORT_NAMES.get(name.lower(), name) for name in providers]
+        for name in chosen:
+            if name not in available:
+                hint = "; pip install 'onnxq[gpu]' brings CUDA" if name == CUDA else ""
+                raise UsageError(f"onnxruntime has no provider '{name}' here: {nearest(name, available)}{hint}")
+    if CUDA in chosen:
+        # Finds the CUDA libraries of the nvidia-* Python packages, which the loader does not search by itself.
+        ort.preload_dlls()
+    return chosen
