@@ -21,7 +21,7 @@ class Schedule:
     max_minutes: float
     max_steps: int
     batch: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup_steps: int = 300
     evaluate_every: int = 500
     compile: bool = False
