@@ -56,7 +56,7 @@ def trace(value: ir.Value) -> tuple[ir.Value, tuple[ir.Node, ...]]:
 
 def views(source: ir.TensorProtocol, chain: Sequence[ir.Node]) -> tuple[View, ...] | None:
     """What the nodes of a chain do to a constant, step by step; None where a step depends on an input."""
-    shape, steps = source.shape.numpy(), []
+    shape, steps = tuple(source.shape.numpy()), []
     for node in chain:
         step = _view(node, shape)
         if step is None:
@@ -118,8 +118,9 @@ def apply_views(array: np.ndarray, steps: Sequence[View]) -> np.ndarray:
     return array
 
 
-def view_shape(shape: tuple[int, ...], steps: Sequence[View]) -> tuple[int, ...]:
+def view_shape(dims: Sequence[int], steps: Sequence[View]) -> tuple[int, ...]:
     """The shape that a chain shows."""
+    shape = tuple(dims)
     for operator, numbers in steps:
         if operator == "Transpose":
             shape = tuple(shape[axis] for axis in numbers)

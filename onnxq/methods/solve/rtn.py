@@ -103,7 +103,8 @@ def _grid(kind: Format, low: Floats, high: Floats, scale_type: ScaleType, *, sym
         return _Grid(kind, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
-    tensor_scale = np.float32(max(float(np.max(absmax, initial=0.0)) / top / scale_type.largest, tiny))
+    largest = float(absmax.max()) if absmax.size else 0.0
+    tensor_scale = np.float32(max(largest / float(top) / scale_type.largest, float(tiny)))
     stored = scale_type.store(absmax / np.float32(top) / tensor_scale)
     return _Grid(kind, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
 

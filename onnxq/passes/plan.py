@@ -1,0 +1,169 @@
+"""The plan: what happens to each weight, or why nothing does. Pure: nothing is read but shapes, nothing is changed."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from onnxq.formats import get_format, get_scale_type, packed_bytes
+from onnxq.formats.scales import ScaleType
+from onnxq.model.opset import obstacle_to
+from onnxq.model.sites import Weight, find_weights
+from onnxq.passes.target import Target, needed_versions
+from onnxq.recipes import QuantSpec, Recipe, Role
+
+_AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What happens to one weight.
+
+    Attributes:
+        weight: Name of the constant.
+        op: Type of the operator that reads it.
+        readers: Names of the nodes that read it.
+        role: What it is for.
+        shape: As the operators read it.
+        size_bytes: Bytes in the file now.
+        spec: How it is quantized; None where it is not.
+        reason: Why it is not quantized; None where it is.
+        planned_bytes: Bytes of codes, scales and zero points; `size_bytes` where it is not quantized.
+    """
+
+    weight: str
+    op: str
+    readers: tuple[str, ...]
+    role: Role
+    shape: tuple[int, ...]
+    size_bytes: int
+    spec: QuantSpec | None
+    reason: str | None
+    planned_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One decision for each weight of the model, in model order; their number adds up."""
+
+    recipe: str
+    target: Target
+    decisions: tuple[Decision, ...]
+
+    @property
+    def quantized(self) -> tuple[Decision, ...]:
+        """Weights that will be quantized."""
+        return tuple(each for each in self.decisions if each.spec is not None)
+
+    @property
+    def skipped(self) -> tuple[Decision, ...]:
+        """Weights that stay as they are."""
+        return tuple(each for each in self.decisions if each.spec is None)
+
+    def __iter__(self) -> Iterator[Decision]:
+        return iter(self.decisions)
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """A spec applied to one shape.
+
+    Attributes:
+        matrix: [A, K, C], K the axis summed over: how the solver sees the weight.
+        block: Weights along K that share a scale; None for one scale in all.
+        scale_type: What a scale is stored as.
+    """
+
+    matrix: tuple[int, int, int]
+    block: int | None
+    scale_type: ScaleType
+
+    @property
+    def scales(self) -> int:
+        """Number of scales."""
+        a, k, c = self.matrix
+        return 1 if self.block is None else a * math.ceil(k / self.block) * c
+
+
+def grouping(weight: Weight, spec: QuantSpec) -> Grouping:
+    """How the scales of a weight lie; the weight must have no obstacle."""
+    layout, shape = weight.layout, weight.shape
+    if layout is None:
+        raise ValueError(weight.name)
+    if layout.flatten:
+        matrix = (shape[0], math.prod(shape[1:]), 1)
+    else:
+        at = layout.reduction
+        matrix = (math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :]))
+    block = {"tensor": None, "channel": matrix[1], "group": spec.group_size}[spec.granularity]
+    return Grouping(matrix, block, get_scale_type(_AUTO_SCALES[weight.dtype] if spec.scale == "auto" else spec.scale))
+
+
+def make_plan(model: ir.Model, recipe: Recipe, target: Target) -> tuple[Plan, list[Weight]]:
+    """Decide about each weight of a model.
+
+    Returns:
+        The plan, and the weights in the order of its decisions.
+    """
+    weights = find_weights(model)
+    can_raise: dict[int, str | None] = {}
+
+    def raising(opset: int) -> str | None:
+        if opset not in can_raise:
+            can_raise[opset] = obstacle_to(model, opset)
+        return can_raise[opset]
+
+    decisions = tuple(_decide(weight, recipe, target, raising) for weight in weights)
+    return Plan(recipe.name, target, decisions), weights
+
+
+def _decide(weight: Weight, recipe: Recipe, target: Target, raising: Callable[[int], str | None]) -> Decision:
+    spec, reason, planned = None, weight.obstacle, weight.size_bytes
+    if reason is None:
+        answer = recipe.decide(names=weight.names, op=weight.op, role=weight.role, size=weight.size)
+        if isinstance(answer, str):
+            reason = answer
+        else:
+            planned = _planned_bytes(weight, answer)
+            reason = _refusal(weight, answer, target, planned, raising)
+            spec = answer if reason is None else None
+    return Decision(
+        weight=weight.name,
+        op=weight.op,
+        readers=tuple(site.node.name or "" for site in weight.sites),
+        role=weight.role,
+        shape=weight.shape,
+        size_bytes=weight.size_bytes,
+        spec=spec,
+        reason=reason,
+        planned_bytes=planned if reason is None else weight.size_bytes,
+    )
+
+
+def _refusal(
+    weight: Weight, spec: QuantSpec, target: Target, planned: int, raising: Callable[[int], str | None]
+) -> str | None:
+    """Why a weight that the recipe wants quantized cannot be, or is better left alone."""
+    if weight.size == 0:
+        return "empty"
+    if planned >= weight.size_bytes:
+        return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
+    group = grouping(weight, spec)
+    plain = spec.granularity != "group" and group.scale_type.name == "fp32" and weight.dtype == ir.DataType.FLOAT
+    needs = max(needed_versions(get_format(name).onnx_type, target, plain=plain)[0] for name in spec.format)
+    return raising(needs)
+
+
+def _planned_bytes(weight: Weight, spec: QuantSpec) -> int:
+    """Bytes of codes, scales and zero points, with the widest of the candidate formats."""
+    bits = max(get_format(name).bits for name in spec.format)
+    group = grouping(weight, spec)
+    scales = group.scales * group.scale_type.dtype.itemsize + (4 if group.scale_type.two_level else 0)
+    return packed_bytes(weight.size, bits) + scales + (0 if spec.symmetric else packed_bytes(group.scales, bits))
+
+
+def tally(reasons: Sequence[str]) -> dict[str, int]:
+    """How often each reason stands, the most frequent first."""
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
