@@ -11,7 +11,7 @@ from onnx_ir.serde import SerdeError
 
 from onnxq.errors import ModelError
 from onnxq.model import wire
-from onnxq.model.mapped import MappedTensor
+from onnxq.model.mapped import MappedTensor, chunks
 from onnxq.model.places import replace_tensors
 from onnxq.model.tensors import walk
 
@@ -30,6 +30,10 @@ class Apart:
     def nbytes(self) -> int:
         """Size of the tensor in `raw_data` order."""
         return self.tensor.nbytes
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The bytes of the tensor in `raw_data` order, in pieces."""
+        return chunks(self.tensor)
 
     @property
     def place(self) -> object:
@@ -109,6 +113,13 @@ class Form:
             return bool(message.find(token, start, end) >= 0)
 
         return wire.rewrite(message, wanted, edit) if token in message else [message]
+
+    def tobytes(self) -> bytes:
+        """The whole model in one message."""
+        pieces: list[bytes | memoryview] = []
+        for part in self.parts():
+            pieces.extend([part] if isinstance(part, bytes) else part.pieces())
+        return b"".join(pieces)
 
 
 @contextmanager

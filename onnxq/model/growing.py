@@ -52,13 +52,15 @@ class GrowingFile:
         Raises:
             OSError: the disk is full, or failed.
         """
-        write_all(self._descriptor, data)
-        self.size += len(data)
+        # At a given place: after a write that failed half-way, the next one must not continue from there.
+        while data:
+            written = os.pwrite(self._descriptor, data, self.size)
+            self.size += written
+            data = data[written:]
 
     def cut(self, size: int) -> None:
         """Take back everything after the first `size` bytes."""
         os.ftruncate(self._descriptor, size)
-        os.lseek(self._descriptor, size, os.SEEK_SET)
         self.size = size
 
     def view(self, offset: int, length: int) -> NDArray[np.uint8]:

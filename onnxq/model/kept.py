@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 
 import onnx
 
+from onnxq.model.tensors import walk
+
 _logger = logging.getLogger(__name__)
 
 
@@ -24,6 +26,9 @@ def _in_model(model: onnx.ModelProto) -> Iterator[str]:
     yield from _repeated(identifiers, "function")
     if not _unknown_fields_are_absent(model):
         yield f"fields that onnx {onnx.__version__} does not know; the model was written by a newer version"
+    for where, tensor in walk(model):
+        if tensor.HasField("segment"):
+            yield f"segment of {where}"
     yield from _in_graph(model.graph, model.ir_version)
     for function in model.functions:
         where = f" of function '{function.domain}::{function.name}'"

@@ -1,8 +1,10 @@
 """Tensors whose bytes stay in a file and are read when they are asked for."""
 
+import math
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -59,10 +61,12 @@ class MappedTensor(ir.LazyTensor):
         doc_string: str | None = None,
         metadata_props: dict[str, str] | None = None,
     ) -> None:
+        fixed = ir.Shape(shape, frozen=True)
+        # Not a method of this tensor: a tensor that refers to itself would keep its file mapped until a collection.
         super().__init__(
-            self._read,
+            partial(_read, data, offset, dtype, fixed),
             dtype,
-            ir.Shape(shape, frozen=True),
+            fixed,
             name=name,
             doc_string=doc_string,
             metadata_props=metadata_props,
@@ -83,11 +87,16 @@ class MappedTensor(ir.LazyTensor):
         """A copy of the bytes as they stand in the file."""
         return self.stored().tobytes()
 
-    def _read(self) -> ir.TensorProtocol:
-        stored = self.stored()
-        if self.dtype.bitwidth < 8:
-            return ir.PackedTensor(stored, self.dtype, shape=self.shape)
-        return ir.Tensor(stored.view(self.dtype.numpy()).reshape(self.shape.numpy()), self.dtype)
+    def __repr__(self) -> str:
+        return f"{self._repr_base()}(name={self.name!r}, offset={self.offset})"
+
+
+def _read(data: Bytes, offset: int, dtype: ir.DataType, shape: ir.Shape) -> ir.TensorProtocol:
+    dims = shape.numpy()
+    stored = data.view(offset, -(-math.prod(dims) * dtype.bitwidth // 8))
+    if dtype.bitwidth < 8:
+        return ir.PackedTensor(stored, dtype, shape=shape)
+    return ir.Tensor(stored.view(dtype.numpy()).reshape(dims), dtype)
 
 
 def chunks(tensor: ir.TensorProtocol) -> Iterator[memoryview]:

@@ -1,6 +1,5 @@
 """The guarded door out of onnxq: an output is there completely, or what stood there before is untouched."""
 
-import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 from onnxq.errors import ModelError, OutputError
 from onnxq.model import wire
 from onnxq.model.copying import copy_file, copy_moves
-from onnxq.model.form import Apart, Form
-from onnxq.model.growing import GrowingFile, write_all
+from onnxq.model.form import Form
+from onnxq.model.growing import GrowingFile
 from onnxq.model.load import MAXIMUM_MODEL_BYTES, Model, Source, guard
-from onnxq.model.mapped import MappedTensor, chunks
+from onnxq.model.mapped import MappedTensor
 from onnxq.model.publish import check_output, free_name, publish, unused_data
 from onnxq.model.staging import MODEL, Move, staging_folder
+from onnxq.model.writing import missing_from, write_data, write_model
 
 # Half of what a protobuf message can have: readers copy it, and the rest of the model needs room too.
 EMBEDDED_BYTES = 1 << 30
@@ -118,7 +118,9 @@ class Staging:
                 raise OutputError(
                     f"'{self.output}' would have {size} bytes in one message; write it with external data"
                 )
-            self._write_model(parts, report)
+            self._need_space(size)
+            write_model(self._folder / MODEL, parts, report.advance)
+            self._keep_mode()
         self._verify()
         self._publish(moves)
         return self.output
@@ -153,47 +155,13 @@ class Staging:
         check_output(self.output, force=self._force, overwrite_of=None)
 
     def _externalize(self, form: Form, report: "_Reporter") -> list[Move]:
-        """Write the large tensors that are not in the data file yet, and refer to all of them there."""
-        offsets: dict[object, int] = {}
-        missing: dict[object, ir.TensorProtocol] = {}
-        for item in form.apart:
-            # onnxruntime does not look for external data in function bodies.
-            if item.in_function:
-                continue
-            if isinstance(item.tensor, MappedTensor) and item.tensor.data is self._data:
-                offsets[item.place] = item.tensor.offset
-                report.advance(item.nbytes)
-            else:
-                missing[item.place] = item.tensor
-        self._need_space(sum(tensor.nbytes for tensor in missing.values()))
-        for place, tensor in missing.items():
-            offsets[place] = self._data.align()
-            for chunk in chunks(tensor):
-                self._data.write(chunk)
-                report.advance(len(chunk))
-        if not offsets:
-            return []
+        self._need_space(sum(tensor.nbytes for tensor in missing_from(self._data, form).values()))
         name = free_name(self.output)
-        form.refer(name, offsets)
+        if not write_data(self._data, form, name, report.advance):
+            return []
         self._data.sync()
         staged = self._data.path.rename(self._folder / name)
         return [Move(name, name, staged.stat().st_ino)]
-
-    def _write_model(self, parts: Sequence[wire.Part], report: "_Reporter") -> None:
-        self._need_space(wire.length_of(parts))
-        descriptor = os.open(self._folder / MODEL, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        try:
-            for part in parts:
-                if isinstance(part, Apart):
-                    for chunk in chunks(part.tensor):
-                        write_all(descriptor, chunk)
-                        report.advance(len(chunk))
-                elif isinstance(part, bytes):
-                    write_all(descriptor, memoryview(part))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        self._keep_mode()
 
     def _keep_mode(self) -> None:
         """Give the new model the permissions of the one it replaces."""

@@ -32,7 +32,10 @@ class Chunk(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """How many bytes `write` of this chunk produces."""
+        """How many bytes the pieces have together."""
+
+    def pieces(self) -> Iterator[memoryview]:
+        """The bytes, in order."""
 
 
 Part: TypeAlias = bytes | Chunk
