@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from onnxq.analysis.data import Array, Source, read
 from onnxq.analysis.feeds import Feeds, feeds_for, token_feeds
 from onnxq.errors import DataError, NonFiniteError, UsageError
-from onnxq.model.load import Model, load
-from onnxq.model.probe import runnable
+from onnxq.model.load import Model
 from onnxq.runtime.explain import Execution, execution
 from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.session import run, session
+from onnxq.runtime.source import checked
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -112,9 +112,9 @@ def evaluate(
         raise UsageError("give either tokens (for perplexity) or data (for accuracy)")
     if sequence < 2:
         raise UsageError(f"sequence is {sequence}; predicting a token needs one before it, so at least 2")
-    loaded = model if isinstance(model, Model) else load(model)
+    loaded, opening = checked(model)
     how = execution(loaded, accuracy_level=accuracy_level)
-    with runnable(loaded) as source:
+    with opening as source:
         opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
         inputs = inputs_of(opened)
         if data is not None:

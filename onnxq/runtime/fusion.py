@@ -61,7 +61,7 @@ def fused_bits(node: ir.Node) -> int | None:
     # Quantized activations on either side are left to onnxruntime's integer kernels.
     if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
         return None
-    if not _blocks_along_k(dequantize) or not _plain_product(node):
+    if not _blocks_along_k(dequantize) or not _plain_product(node) or _before_clip(node):
         return None
     return _BITS.get(weight.dtype)
 
@@ -71,7 +71,9 @@ def integer_product(node: ir.Node) -> bool:
     makers = [producer(node, operand) for operand in range(2)]
     if not all(maker is not None and _dequantizes_8_bits(maker) for maker in makers):
         return False
-    return is_op(node, "MatMul") or (is_op(node, "Conv") and all(is_op(u, "QuantizeLinear") for u in _users(node)))
+    users = _users(node)
+    quantized = bool(users) and all(is_op(user, "QuantizeLinear") for user in users)
+    return is_op(node, "MatMul") or (is_op(node, "Conv") and quantized)
 
 
 def _dequantizes_8_bits(maker: ir.Node) -> bool:
@@ -106,15 +108,29 @@ def _plain_product(node: ir.Node) -> bool:
     return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _rank(bias) in (None, 0, 1))
 
 
+def _gemm_end(node: ir.Node) -> ir.Node:
+    """The Add behind a MatMul of [M, K], as onnxruntime makes one Gemm of the two first; else the node itself."""
+    users = _users(node)
+    if is_op(node, "MatMul") and _rank(node.inputs[0]) == 2 and len(users) == 1 and is_op(users[0], "Add"):
+        return users[0]
+    return node
+
+
 def _becomes_gemm_with_wide_bias(node: ir.Node) -> bool:
-    """A MatMul of a matrix and an Add of [1, N] become a Gemm first, and its bias is then not fused."""
-    if _rank(node.inputs[0]) != 2 or len(_users(node)) != 1:
+    """Whether the Add behind a MatMul of [M, K] adds [1, N] or [M, N]: such a bias is not fused."""
+    x, end = node.inputs[0], _gemm_end(node)
+    if end is node or x is None or x.shape is None:
         return False
-    follower = _users(node)[0]
-    if not is_op(follower, "Add"):
-        return False
-    biases = [constant(value) for value in follower.inputs if value is not node.outputs[0]]
-    return any(bias is not None and len(bias.shape) == 2 and bias.shape[0] == 1 for bias in biases)
+    others = [value for value in end.inputs if value is not None and value is not node.outputs[0]]
+    return any(_rank(o) == 2 and o.shape is not None and o.shape[0] in (1, x.shape[0]) for o in others)
+
+
+def _before_clip(node: ir.Node) -> bool:
+    """Whether a Relu or Clip with one reader follows, which onnxruntime takes for a part of a quantized pattern."""
+    users = _users(_gemm_end(node))
+    while len(users) == 1 and is_op(users[0], "Identity"):
+        users = _users(users[0])
+    return len(users) == 1 and is_op(users[0], "Relu", "Clip") and len(_users(users[0])) == 1
 
 
 def _rank(value: ir.Value | None) -> int | None:

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError, UsageError
-from onnxq.model.load import Model, load
-from onnxq.model.probe import runnable
+from onnxq.model.load import Model
 from onnxq.runtime.sampling import next_token
 from onnxq.runtime.scoring import Scorer
 from onnxq.runtime.session import session
+from onnxq.runtime.source import checked
 from onnxq.runtime.text import GrowingText, end_tokens, load_tokenizer
 
 Finish = Literal["length", "stop", "end"]
@@ -93,7 +93,7 @@ def generate(
         raise UsageError("the prompt is empty: give at least one token to continue")
     written = GrowingText(words, len(ids), stop, on_text)
     draw = partial(next_token, rng=np.random.default_rng(seed), temperature=temperature, top_k=top_k, top_p=top_p)
-    with runnable(model if isinstance(model, Model) else load(model)) as source:
+    with checked(model)[1] as source:
         opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
         scorer = Scorer(opened, words.get_vocab_size())
         prompt_tokens, longest = len(ids), scorer.longest or len(ids) + max_new_tokens
