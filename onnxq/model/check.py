@@ -1,8 +1,9 @@
 """onnx.checker without external data: the checker would open every file that the model names, by path."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import onnx
+from google.protobuf.message import Message  # type: ignore[import-untyped]
 from onnx import checker
 
 from onnxq.errors import ModelError
@@ -19,7 +20,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
         name: the model in messages, as `'model.onnx'`.
 
     Raises:
-        ModelError: the model is not valid ONNX, or its functions call themselves.
+        ModelError: the model is not valid ONNX.
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -35,32 +36,29 @@ def check(model: onnx.ModelProto, name: str) -> None:
         checker.check_model(copy)
     except (checker.ValidationError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}") from error
-    if name_of_loop := _self_calling(model):
-        raise ModelError(f"{name} is not a valid ONNX model: function '{name_of_loop}' calls itself")
+
+
+def check_text(model: onnx.ModelProto, name: str) -> None:
+    """Refuse names and texts that are not UTF-8: they come back as bytes, which nothing else expects.
+
+    Raises:
+        ModelError: a string of the model is not UTF-8.
+    """
+    if (field := _broken_text(model)) is not None:
+        raise ModelError(f"{name} is damaged: a '{field}' in it is not UTF-8 text")
+
+
+def _broken_text(message: Message) -> str | None:
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            if isinstance(value, bytes) or (not isinstance(value, str) and any(isinstance(v, bytes) for v in value)):
+                return str(field.name)
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in value if isinstance(value, Sequence) else (value,):
+                if (broken := _broken_text(inner)) is not None:
+                    return broken
+    return None
 
 
 def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _self_calling(model: onnx.ModelProto) -> str | None:
-    """The name of a function that reaches itself, if there is one: inlining it would never end."""
-    bodies = {(f.domain, f.name, f.overload): f for f in model.functions}
-    calls = {
-        identifier: {(n.domain, n.op_type, n.overload) for n in _nodes(function.node)} & bodies.keys()
-        for identifier, function in bodies.items()
-    }
-    while free := [identifier for identifier, called in calls.items() if not called & calls.keys()]:
-        for identifier in free:
-            del calls[identifier]
-    return next((f"{domain}::{name}" for domain, name, _ in calls), None)
-
-
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-    found: list[onnx.NodeProto] = []
-    for node in nodes:
-        found.append(node)
-        for attribute in node.attribute:
-            for graph in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                found.extend(_nodes(graph.node))
-    return found

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.serde import SerdeError
 
 from onnxq.errors import ModelError, UnsafeModelError
-from onnxq.model.check import check
+from onnxq.model.check import check, check_text
 from onnxq.model.external import DataFolder, mapped
 from onnxq.model.kept import losses
 from onnxq.model.lift import Lifted, parse
@@ -111,6 +111,7 @@ def _guarded(lifted: Lifted, file: DataFile | None, path: Path | None, folder: D
     try:
         if not proto.HasField("graph") or not proto.ir_version:
             raise ModelError(f"{name} is not an ONNX model: it has no graph or no IR version")
+        check_text(proto, name)
         tensors = _map_tensors(lifted, file, folder, name)
         check(proto, name)
     except UnicodeDecodeError as error:

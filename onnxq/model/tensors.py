@@ -12,6 +12,8 @@ from onnxq.errors import ModelError
 _INT32_ENTRY_ELEMENTS = {4: 2, 2: 4}
 _FIELDS = ("float_data", "int32_data", "int64_data", "uint64_data", "double_data")
 _SIX_BITS = (ir.DataType.FLOAT6E2M3, ir.DataType.FLOAT6E3M2)
+_MAXIMUM_RANK = 64
+_MAXIMUM_ELEMENTS = 2**58
 _KNOWN = frozenset(int(dtype) for dtype in ir.DataType if dtype != ir.DataType.UNDEFINED)
 _COMPLEX = (ir.DataType.COMPLEX64, ir.DataType.COMPLEX128)
 
@@ -80,10 +82,13 @@ def elements_of(tensor: onnx.TensorProto, where: str) -> int:
     """The number of elements.
 
     Raises:
-        ModelError: a dimension is negative.
+        ModelError: a dimension is negative, or the shape is one that no array can have.
     """
     if any(dim < 0 for dim in tensor.dims):
         raise ModelError(f"{where} has a negative dimension: {list(tensor.dims)}")
+    # numpy refuses both, for empty arrays too.
+    if len(tensor.dims) > _MAXIMUM_RANK or math.prod(dim for dim in tensor.dims if dim) > _MAXIMUM_ELEMENTS:
+        raise ModelError(f"{where} has a shape that no array can have: {list(tensor.dims)[:8]}")
     return math.prod(tensor.dims)
 
 
