@@ -1,5 +1,6 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
+import re
 from collections.abc import Iterable
 from functools import cache
 from typing import Any
@@ -23,15 +24,14 @@ def operator_suffix(kind: Format) -> str:
     return kind.name.upper()
 
 
-def functions(kinds: Iterable[tuple[str, str]], opset: int) -> list[ir.Function]:
-    """The functions of some operators, with those that they call, in a fixed order.
+def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
+    """The functions of some operators, with those that they call, in the order of their names.
 
     Args:
-        kinds: (family, format or scale type): `("MatMul", "fp6_e2m3")`, `("DequantizeAsymmetric", "int3")`,
-            `("Scale", "e8m0")`.
+        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `ScaleE8M0`.
         opset: The version of the standard operators that the model imports, 13 or later.
     """
-    protos = {proto.name: proto for family, name in sorted(set(kinds)) for proto in _member(family, name)}
+    protos = {proto.name: proto for operator in operators for proto in _with_callees(operator)}
     made = []
     for _, proto in sorted(protos.items()):
         function = ir.serde.deserialize_function(proto)
@@ -40,16 +40,25 @@ def functions(kinds: Iterable[tuple[str, str]], opset: int) -> list[ir.Function]
     return made
 
 
+def _format_of(suffix: str) -> Format:
+    """The format that operators name so."""
+    minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
+    return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
+
+
 @cache
-def _member(family: str, name: str) -> tuple[FunctionProto, ...]:
+def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
+    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
+    if match is None:
+        raise ValueError(operator)
+    family, suffix, asymmetric = match.groups()
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
-        values = codes.view(SCALE_TYPES[name].dtype).astype(np.float32)
-        return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": f"Scale{name.upper()}"}),)
-    kind = get_format(name)
-    suffix, asymmetric = operator_suffix(kind), family.endswith("Asymmetric")
+        values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
+        return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
+    kind = _format_of(suffix)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
@@ -60,7 +69,7 @@ def _member(family: str, name: str) -> tuple[FunctionProto, ...]:
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
     scripts = [unpacking, dequantizing]
-    if family.startswith("MatMul"):
+    if family == "MatMul":
         scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
     return tuple(_renamed(each, names) for each in scripts)
 

@@ -31,10 +31,13 @@ class Operand:
     index: int
     layout: Callable[[ir.Node, int], Layout | None]
     """(node, rank) -> layout, or None where a weight of that rank is no weight matrix."""
+    transposed_by: str | None = None
+    """Attribute that makes the operator transpose it first; the layout is that of the transposed weight."""
     embedding: bool = False
 
 
-def _flag(node: ir.Node, name: str) -> bool:
+def is_set(node: ir.Node, name: str) -> bool:
+    """Whether a node has an attribute of that name that is not zero."""
     attribute = node.attributes.get(name)
     return attribute is not None and not attribute.is_ref() and bool(attribute.value)
 
@@ -47,14 +50,11 @@ def _matmul_left(_node: ir.Node, rank: int) -> Layout | None:
     return Layout(rank - 1, rank - 2) if rank >= 2 else None
 
 
-def _transposable(side: str, flag: str) -> Callable[[ir.Node, int], Layout | None]:
-    """A matrix operand that an attribute transposes, as in Gemm and FusedMatMul."""
-    plain, swapped = (_matmul_left, _matmul_right) if side == "left" else (_matmul_right, _matmul_left)
+def _unless_batch_turned(plain: Callable[[ir.Node, int], Layout | None]) -> Callable[[ir.Node, int], Layout | None]:
+    """FusedMatMul can also move its batch axes, which no weight of a model was seen to need."""
 
     def layout(node: ir.Node, rank: int) -> Layout | None:
-        if _flag(node, "transBatchA") or _flag(node, "transBatchB"):
-            return None
-        return (swapped if _flag(node, flag) else plain)(node, rank)
+        return None if is_set(node, "transBatchA") or is_set(node, "transBatchB") else plain(node, rank)
 
     return layout
 
@@ -73,7 +73,11 @@ def _table(node: ir.Node, rank: int) -> Layout | None:
     return Layout(1, 0) if rank == 2 and (axis is None or axis.value == 0) else None
 
 
-_GEMM = (Operand(1, _transposable("right", "transB")), Operand(0, _transposable("left", "transA")))
+_GEMM = (Operand(1, _matmul_right, "transB"), Operand(0, _matmul_left, "transA"))
+_FUSED_MATMUL = (
+    Operand(1, _unless_batch_turned(_matmul_right), "transB"),
+    Operand(0, _unless_batch_turned(_matmul_left), "transA"),
+)
 _ROWS = (Operand(1, _matmul_right),)
 _MICROSOFT = "com.microsoft"
 
@@ -84,8 +88,8 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
     ("", "Conv"): (Operand(1, _conv),),
     ("", "ConvTranspose"): (Operand(1, _conv_transpose),),
     ("", "Gather"): (Operand(0, _table, embedding=True),),
-    (_MICROSOFT, "FusedMatMul"): _GEMM,
-    (_MICROSOFT, "TransposeMatMul"): _GEMM,
+    (_MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
+    (_MICROSOFT, "TransposeMatMul"): _FUSED_MATMUL,
     (_MICROSOFT, "FusedGemm"): _GEMM,
     (_MICROSOFT, "GemmFastGelu"): _ROWS,
     (_MICROSOFT, "Attention"): _ROWS,

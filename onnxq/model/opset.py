@@ -3,8 +3,8 @@
 import onnx_ir as ir
 from onnx import defs
 
-from onnxq.functions import DOMAIN
 from onnxq.model.operators import domain_of
+from onnxq.model.scopes import nodes, scopes
 
 # Changes of meaning that two schemas do not show: the first version with the new meaning.
 _CHANGED_MEANING = {"GroupNormalization": 21, "RoiAlign": 16, "Upsample": 10}
@@ -23,7 +23,7 @@ def obstacle_to(model: ir.Model, opset: int) -> str | None:
         return None
     if 0 < here < _FLOOR:
         return f"needs opset {opset}, the model has {here}: raise it to {_FLOOR} or more with onnx.version_converter"
-    for node in _nodes(model):
+    for node in nodes(model):
         if domain_of(node) == "" and (why := _obstacle(node, here, opset)):
             return f"needs opset {opset}, and {node.op_type} '{node.name}' {why}"
     return None
@@ -35,24 +35,14 @@ def raise_to(model: ir.Model, opset: int, ir_version: int) -> None:
     model.ir_version = max(model.ir_version, ir_version)
     if here >= opset:
         return
-    for node in list(_nodes(model)):
+    for node in nodes(model):
         if domain_of(node) == "":
             _adapt(node, here, opset)
-    for scope in _scopes(model):
+    for scope in scopes(model):
         if "ai.onnx" in scope.opset_imports:
             scope.opset_imports["ai.onnx"] = opset
         else:
             scope.opset_imports[""] = opset
-
-
-def _scopes(model: ir.Model) -> list[ir.Graph | ir.Function]:
-    """The graph and the function bodies, but for those of onnxq's own functions, which every opset has."""
-    return [model.graph, *(each for each in model.functions.values() if each.domain != DOMAIN)]
-
-
-def _nodes(model: ir.Model) -> list[ir.Node]:
-    """All nodes, those of subgraphs among them."""
-    return [node for scope in _scopes(model) for node in ir.traversal.RecursiveGraphIterator(scope)]
 
 
 def _obstacle(node: ir.Node, here: int, there: int) -> str | None:

@@ -18,7 +18,8 @@ from onnxq.model.constants import (
     view_shape,
     views,
 )
-from onnxq.model.operators import Layout, Operand, domain_of, operator_name, weight_operands
+from onnxq.model.operators import Layout, Operand, domain_of, is_set, operator_name, weight_operands
+from onnxq.model.scopes import scopes
 from onnxq.recipes import Role
 
 # Operators between the output head and the model's output.
@@ -36,7 +37,9 @@ class Site:
         embedding: It looks rows up.
         source: The constant at the upper end of the chain.
         chain: Nodes between source and operand.
-        steps: What the chain does, normalised; None where a step is not constant.
+        steps: What the chain does, normalised, with the transposition that the operator itself makes of a matrix at its
+            end; None where a step is not constant.
+        transposed_by: The attribute of the node behind that transposition, to be cleared where it is folded.
     """
 
     node: ir.Node
@@ -46,6 +49,7 @@ class Site:
     source: ir.Value
     chain: tuple[ir.Node, ...]
     steps: tuple[View, ...] | None
+    transposed_by: str | None
 
 
 @dataclass(frozen=True)
@@ -113,10 +117,9 @@ class Weight:
 
 def find_weights(model: ir.Model) -> list[Weight]:
     """All float constants of two or more dimensions, in the order in which the model lists them."""
-    scopes: list[tuple[str, ir.Graph | ir.Function]] = [("", model.graph)]
-    scopes += [(f"{function.domain}::{function.name}/", function) for function in model.functions.values()]
     weights: list[Weight] = []
-    for prefix, scope in scopes:
+    for scope in scopes(model):
+        prefix = f"{scope.domain}::{scope.name}/" if isinstance(scope, ir.Function) else ""
         readers: dict[ir.Value, list[Site]] = defaultdict(list)
         for node in ir.traversal.RecursiveGraphIterator(scope):
             if site := _site(node):
@@ -170,7 +173,12 @@ def _site_of(
     steps = views(tensor, chain)
     rank = len(view_shape(tensor.shape.numpy(), steps or ()))
     layout = operand.layout(node, rank)
-    return Site(node, operand.index, layout, operand.embedding, source, chain, steps) if layout else None
+    if layout is None:
+        return None
+    transposed_by = operand.transposed_by if operand.transposed_by and is_set(node, operand.transposed_by) else None
+    if transposed_by and steps is not None:
+        steps = (*steps, ("Transpose", (*range(rank - 2), rank - 1, rank - 2)))
+    return Site(node, operand.index, layout, operand.embedding, source, chain, steps, transposed_by)
 
 
 def _weight(

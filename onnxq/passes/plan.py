@@ -1,8 +1,9 @@
 """The plan: what happens to each weight, or why nothing does. Pure: nothing is read but shapes, nothing is changed."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -45,11 +46,21 @@ class Decision:
 
 @dataclass(frozen=True)
 class Plan:
-    """One decision for each weight of the model, in model order; their number adds up."""
+    """One decision for each weight of the model, in model order; their number adds up.
+
+    Attributes:
+        recipe: Name of the recipe.
+        target: Where the model goes.
+        decisions: One for each weight.
+        opset: What the quantized weights need; 0 where nothing is quantized.
+        ir_version: Likewise.
+    """
 
     recipe: str
     target: Target
     decisions: tuple[Decision, ...]
+    opset: int = 0
+    ir_version: int = 0
 
     @property
     def quantized(self) -> tuple[Decision, ...]:
@@ -100,7 +111,32 @@ def grouping(weight: Weight, spec: QuantSpec) -> Grouping:
     return Grouping(matrix, block, get_scale_type(_AUTO_SCALES[weight.dtype] if spec.scale == "auto" else spec.scale))
 
 
-def make_plan(model: ir.Model, recipe: Recipe, target: Target) -> tuple[Plan, list[Weight]]:
+@dataclass(frozen=True)
+class Selection:
+    """What a caller picks beside the recipe, by globs on the names of weights and of the nodes that read them.
+
+    Attributes:
+        include: Where given, weights that match none of them stay float.
+        exclude: Weights that match one of them stay float.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def refusal(self, weight: Weight) -> str | None:
+        """Why a weight is not picked, or None."""
+        if self.include and not _matches(weight, self.include):
+            return "not included"
+        return "excluded" if _matches(weight, self.exclude) else None
+
+
+def _matches(weight: Weight, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(name, glob) for name in weight.names for glob in globs)
+
+
+def make_plan(
+    model: ir.Model, recipe: Recipe, target: Target, selection: Selection = Selection()
+) -> tuple[Plan, list[Weight]]:
     """Decide about each weight of a model.
 
     Returns:
@@ -114,12 +150,21 @@ def make_plan(model: ir.Model, recipe: Recipe, target: Target) -> tuple[Plan, li
             can_raise[opset] = obstacle_to(model, opset)
         return can_raise[opset]
 
-    decisions = tuple(_decide(weight, recipe, target, raising) for weight in weights)
-    return Plan(recipe.name, target, decisions), weights
+    decisions = tuple(_decide(weight, recipe, target, selection, raising) for weight in weights)
+    versions = [
+        pair
+        for weight, each in zip(weights, decisions, strict=True)
+        if each.spec is not None
+        for pair in needs(weight, each.spec, target)
+    ]
+    opset = max((opset for opset, _ in versions), default=0)
+    return Plan(recipe.name, target, decisions, opset, max((each for _, each in versions), default=0)), weights
 
 
-def _decide(weight: Weight, recipe: Recipe, target: Target, raising: Callable[[int], str | None]) -> Decision:
-    spec, reason, planned = None, weight.obstacle, weight.size_bytes
+def _decide(
+    weight: Weight, recipe: Recipe, target: Target, selection: Selection, raising: Callable[[int], str | None]
+) -> Decision:
+    spec, reason, planned = None, weight.obstacle or selection.refusal(weight), weight.size_bytes
     if reason is None:
         answer = recipe.decide(names=weight.names, op=weight.op, role=weight.role, size=weight.size)
         if isinstance(answer, str):
@@ -149,10 +194,16 @@ def _refusal(
         return "empty"
     if planned >= weight.size_bytes:
         return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
-    group = grouping(weight, spec)
-    plain = spec.granularity != "group" and group.scale_type.name == "fp32" and weight.dtype == ir.DataType.FLOAT
-    needs = max(needed_versions(get_format(name).onnx_type, target, plain=plain)[0] for name in spec.format)
-    return raising(needs)
+    return raising(max(version for version, _ in needs(weight, spec, target)))
+
+
+def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
+    """Opset and IR version that each candidate format of a spec needs."""
+    scale_type = grouping(weight, spec).scale_type
+    blocked = spec.granularity == "group" or (spec.granularity == "channel" and len(weight.shape) != 2)
+    return [
+        needed_versions(get_format(name), scale_type, weight.dtype, target, blocked=blocked) for name in spec.format
+    ]
 
 
 def _planned_bytes(weight: Weight, spec: QuantSpec) -> int:
@@ -161,9 +212,3 @@ def _planned_bytes(weight: Weight, spec: QuantSpec) -> int:
     group = grouping(weight, spec)
     scales = group.scales * group.scale_type.dtype.itemsize + (4 if group.scale_type.two_level else 0)
     return packed_bytes(weight.size, bits) + scales + (0 if spec.symmetric else packed_bytes(group.scales, bits))
-
-
-def tally(reasons: Sequence[str]) -> dict[str, int]:
-    """How often each reason stands, the most frequent first."""
-    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
-    return dict(sorted(counts.items(), key=lambda item: -item[1]))

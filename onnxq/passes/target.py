@@ -2,7 +2,11 @@
 
 from typing import Literal, cast, get_args
 
+import onnx_ir as ir
+from onnx.helper import VERSION_TABLE
+
 from onnxq.errors import UsageError, nearest
+from onnxq.formats import Format, ScaleType
 
 Target = Literal["ort", "standard", "ort-int8"]
 
@@ -24,7 +28,10 @@ _DEQUANTIZE_SINCE = {
     "INT2": (25, 13),
     "UINT2": (25, 13),
 }
+# Tensor types that int8 holds without loss, with the factor between value and integer.
+LOSSLESS_INT8 = {"FLOAT6E2M3": 8, "FLOAT4E2M1": 2}
 _BLOCKED_OPSET = 21
+_HALF_SCALES_OPSET = 19
 
 
 def check_target(name: str) -> Target:
@@ -38,22 +45,39 @@ def check_target(name: str) -> Target:
     return cast("Target", name)
 
 
-def runs_in_ort(onnx_type: str | None) -> bool:
-    """Whether onnxruntime dequantizes this tensor type itself."""
-    return onnx_type in _DEQUANTIZE_SINCE
-
-
-def needed_versions(onnx_type: str | None, target: Target, *, plain: bool) -> tuple[int, int]:
-    """Opset and IR version that a weight of this type needs.
+def is_standard_form(kind: Format, scale_type: ScaleType, dtype: ir.DataType, target: Target) -> bool:
+    """Whether a weight leaves under a standard `DequantizeLinear`; if not, it leaves under a function of onnxq's.
 
     Args:
-        onnx_type: Tensor type of the codes; None where ONNX has none.
+        kind: Format of the codes.
+        scale_type: Of the scales.
+        dtype: Of the weight before; onnxruntime wants scales of the same type.
         target: Where the model goes.
-        plain: One float32 scale in all or for each channel, without blocks.
     """
     if target == "standard":
+        return kind.onnx_type is not None
+    return kind.onnx_type in _DEQUANTIZE_SINCE and scale_type.onnx_type == dtype.name
+
+
+def needed_versions(
+    kind: Format, scale_type: ScaleType, dtype: ir.DataType, target: Target, *, blocked: bool
+) -> tuple[int, int]:
+    """Opset and IR version that a weight needs; `blocked` where its scales lie in blocks along an axis."""
+    if target == "standard":
         return STANDARD_OPSET, STANDARD_IR_VERSION
-    if onnx_type is None or onnx_type not in _DEQUANTIZE_SINCE:
+    onnx_type = str(kind.onnx_type)
+    if target == "ort-int8" and onnx_type in LOSSLESS_INT8:
+        onnx_type = "INT8"
+    elif not is_standard_form(kind, scale_type, dtype, target):
         return FUNCTION_OPSET, FUNCTION_IR_VERSION
     opset, ir_version = _DEQUANTIZE_SINCE[onnx_type]
-    return (opset, ir_version) if plain else (max(opset, _BLOCKED_OPSET), max(ir_version, 10))
+    if blocked:
+        opset = max(opset, _BLOCKED_OPSET)
+    elif dtype != ir.DataType.FLOAT:
+        opset = max(opset, _HALF_SCALES_OPSET)
+    return opset, max(ir_version, _ir_version_of(opset))
+
+
+def _ir_version_of(opset: int) -> int:
+    """The IR version that was released with an opset (onnx.helper.VERSION_TABLE)."""
+    return min(version for _, version, onnx_opset, *_ in VERSION_TABLE if onnx_opset >= opset)

@@ -1,0 +1,200 @@
+"""The calls that the command line and Python programs use."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from onnxq.model.load import Model, Source, from_proto, guard, load
+from onnxq.model.save import stage
+from onnxq.passes.finish import finish, fuse_products
+from onnxq.passes.plan import Decision, Plan, Selection, make_plan
+from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.sink import Memory, Sink
+from onnxq.passes.target import Target, check_target
+from onnxq.recipes import Recipe, load_recipe
+from onnxq.report import Entry, Report
+
+Progress = Callable[[str, int, int], None]
+"""Called with the weight just done, elements done, and elements in all."""
+
+
+def plan(
+    model: str | Path | Model,
+    recipe: str | Path | Recipe = "fp6",
+    *,
+    target: str = "ort",
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+) -> Report:
+    """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
+    started = time.perf_counter()
+    loaded = model if isinstance(model, Model) else load(model)
+    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), Selection(include, exclude))
+    entries = tuple(_planned(decision) for decision in made)
+    return _report(loaded, None, made, entries, started=started)
+
+
+def quantize(
+    model: str | Path,
+    recipe: str | Path | Recipe = "fp6",
+    *,
+    output: str | Path,
+    target: str = "ort",
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    force: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize an ONNX file into another one.
+
+    Args:
+        model: The .onnx file; its external data is read from beside it.
+        recipe: A preset's name, a YAML file, or a `Recipe`.
+        output: The file to write. It appears complete or not at all; until then what stood there stays.
+        target: `ort` runs in onnxruntime as it is, `standard` uses the tensor types of ONNX 1.23 (for interchange; no
+            runtime executes all of them), `ort-int8` stores FP6 E2M3 and FP4 as int8 for onnxruntime's 8-bit kernel.
+        include: Globs on names of nodes and weights; others stay float.
+        exclude: Globs on names of nodes and weights that stay float.
+        force: Replace an output that exists.
+        threads: Weights solved at a time; by default one a processor.
+        progress: Told about each weight when it is done.
+
+    Returns:
+        The report: every weight, either with its format or with the reason why it stayed float. With a recipe that
+        quantizes nothing here, the output is a byte-identical copy.
+
+    Raises:
+        RecipeError: The recipe has a mistake.
+        ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
+        NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
+        OutputError: The output exists, or cannot be written.
+        UsageError: There is no such target.
+    """
+    started = time.perf_counter()
+    chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
+    with stage(output, force=force, overwrite_of=Path(model)) as staging:
+        if not any(rule.weight for rule in chosen.rules):
+            # A copy needs no graph, so it also keeps what the graph library would lose.
+            source = guard(model)
+            written = staging.commit_copy(source)
+            copied = Plan(chosen.name, checked_target, ())
+            size_bytes = source.size_bytes
+            return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
+        loaded = load(model)
+        made, entries = _transform(loaded, chosen, checked_target, selection, staging, threads, progress)
+        written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
+    size_bytes = guard(written).size_bytes
+    return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes)
+
+
+def quantize_proto(
+    model: onnx.ModelProto,
+    recipe: str | Path | Recipe = "fp6",
+    *,
+    target: str = "ort",
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    threads: int | None = None,
+) -> tuple[onnx.ModelProto, Report]:
+    """Quantize a model in memory; arguments and errors as for `quantize`. The argument is not changed."""
+    started = time.perf_counter()
+    loaded = from_proto(model)
+    selection = Selection(include, exclude)
+    made, entries = _transform(loaded, load_recipe(recipe), check_target(target), selection, Memory(), threads, None)
+    result = onnx.ModelProto()
+    result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
+    report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize())
+    return result, report
+
+
+def _transform(
+    model: Model,
+    recipe: Recipe,
+    target: Target,
+    selection: Selection,
+    sink: Sink,
+    threads: int | None,
+    progress: Progress | None,
+) -> tuple[Plan, tuple[Entry, ...]]:
+    """Plan, quantize, and bring the graph into the form of the target."""
+    made, weights = make_plan(model.ir, recipe, target, selection)
+    if not made.quantized:
+        return made, tuple(_planned(decision) for decision in made)
+    done, total = 0, sum(weight.size for weight, each in zip(weights, made, strict=True) if each.spec)
+
+    def advance(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        if progress is not None:
+            progress(name, done, total)
+
+    results = iter(
+        quantize_weights(model.ir, made, weights, sink, non_finite=recipe.non_finite, threads=threads, progress=advance)
+    )
+    fuse_products(model.ir)
+    finish(model.ir, made.opset, made.ir_version)
+    model.ir.metadata_props.update(
+        {
+            "onnxq.version": _version(),
+            "onnxq.target": target,
+            "onnxq.recipe": recipe.model_dump_json(exclude_defaults=True),
+        }
+    )
+    return made, tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
+
+
+def _planned(decision: Decision) -> Entry:
+    spec = decision.spec
+    return Entry(
+        weight=decision.weight,
+        op=decision.op,
+        readers=decision.readers,
+        shape=decision.shape,
+        size_bytes=decision.size_bytes,
+        result_bytes=decision.planned_bytes,
+        format=None if spec is None else "|".join(spec.format),
+        spec=None if spec is None else spec.describe(),
+        reason=decision.reason,
+    )
+
+
+def _carried_out(decision: Decision, result: Result) -> Entry:
+    entry = _planned(decision)
+    if result.skipped is not None:
+        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+    return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
+
+
+def _report(
+    model: Model | Source,
+    output: Path | None,
+    made: Plan,
+    entries: tuple[Entry, ...],
+    *,
+    started: float,
+    output_bytes: int = 0,
+) -> Report:
+    return Report(
+        model=str(model.path) if model.path else None,
+        output=str(output) if output else None,
+        recipe=made.recipe,
+        target=made.target,
+        entries=entries,
+        model_bytes=model.size_bytes,
+        output_bytes=output_bytes,
+        seconds=time.perf_counter() - started,
+        version=_version(),
+    )
+
+
+def _version() -> str:
+    try:
+        return version("onnxq")
+    except PackageNotFoundError:
+        return "unknown"

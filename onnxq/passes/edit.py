@@ -1,0 +1,121 @@
+"""Small edits of a graph: new constants and nodes with names of their own, in the right scope."""
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from onnxq.model.scopes import scopes
+
+
+class Editor:
+    """Adds constants and nodes to a model; every name it gives is new."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._taken: set[str | None] = set()
+        for scope in scopes(model):
+            self._take(scope)
+            for node in ir.traversal.RecursiveGraphIterator(scope, enter_graph=self._take):
+                self._taken.add(node.name)
+                self._taken.update(value.name for value in node.outputs)
+
+    def _take(self, scope: ir.Graph | ir.Function | ir.GraphView) -> None:
+        self._taken.update(value.name for value in scope.inputs)
+        if isinstance(scope, ir.Graph):
+            self._taken.update(scope.initializers)
+
+    def fresh(self, name: str) -> str:
+        """`name`, with a number behind it where the model has that name already."""
+        candidate, number = name, 0
+        while candidate in self._taken:
+            number += 1
+            candidate = f"{name}_{number}"
+        self._taken.add(candidate)
+        return candidate
+
+    def constant(self, tensor: ir.TensorProtocol, owner: ir.Value) -> ir.Value:
+        """A constant beside `owner`: an initializer of its graph, or a Constant node where a function body holds it."""
+        graph = owner.graph
+        if isinstance(graph, ir.Graph):
+            value = ir.Value(
+                name=tensor.name,
+                type=ir.TensorType(tensor.dtype),
+                shape=ir.Shape(tensor.shape.numpy()),
+                const_value=tensor,
+            )
+            graph.register_initializer(value)
+            return value
+        node = ir.node("Constant", [], {"value": tensor}, name=self.fresh(f"{tensor.name}_constant"))
+        node.outputs[0].name = tensor.name
+        producer = owner.producer()
+        if producer is None:
+            raise ValueError(f"'{owner.name}' is not a constant")
+        producer.prepend(node)
+        return node.outputs[0]
+
+    def before(
+        self,
+        reader: ir.Node,
+        operator: tuple[str, str],
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int | list[int]],
+        result: ir.Value,
+    ) -> ir.Value:
+        """Put a node right before `reader`.
+
+        Args:
+            reader: The node that will read the result.
+            operator: Domain and type.
+            inputs: Of the new node.
+            attributes: Of the new node.
+            result: A value whose name, type and shape the new node's output takes, the name made unique.
+        """
+        name = self.fresh(result.name or operator[1])
+        node = ir.Node(*operator, inputs, _attributes(attributes), num_outputs=1, name=name)
+        output = node.outputs[0]
+        output.name, output.type, output.shape = name, result.type, result.shape
+        reader.prepend(node)
+        return output
+
+    def replace(
+        self,
+        node: ir.Node,
+        operator: tuple[str, str],
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int | list[int]],
+    ) -> None:
+        """Put another operator in the place of a node; it keeps the node's name, outputs, place and metadata."""
+        before = [each for each in node.inputs if each is not None]
+        node.domain, node.op_type = operator
+        node.resize_inputs(0)
+        node.resize_inputs(len(inputs))
+        for at, value in enumerate(inputs):
+            node.replace_input_with(at, value)
+        node.attributes.clear()
+        for attribute in _attributes(attributes):
+            node.attributes[attribute.name] = attribute
+        for value in before:
+            if value not in inputs:
+                drop_unused(value)
+
+
+def _attributes(attributes: Mapping[str, int | list[int]]) -> list[ir.Attr]:
+    return [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
+
+
+def drop_unused(value: ir.Value) -> None:
+    """Remove a constant that nobody reads any more, with the nodes between it and its last readers."""
+    if value.uses() or value.is_graph_output():
+        return
+    producer = value.producer()
+    if producer is None:
+        if isinstance(value.graph, ir.Graph) and value.name is not None and not value.is_graph_input():
+            value.graph.initializers.pop(value.name, None)
+        return
+    if any(output.uses() or output.is_graph_output() for output in producer.outputs):
+        return
+    upper = [each for each in producer.inputs if each is not None]
+    if producer.graph is not None:
+        producer.graph.remove(producer, safe=True)
+    for each in upper:
+        if each.is_initializer() or each.producer() is not None:
+            drop_unused(each)

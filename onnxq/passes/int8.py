@@ -1,0 +1,85 @@
+"""FP6 E2M3 and FP4 E2M1 weights as int8 for `MatMulNBits`, without loss.
+
+Every E2M3 value is a multiple of 1/8 up to 7.5, every E2M1 value a multiple of 1/2 up to 6: eight times, or two times,
+the value is an integer that int8 holds, and the scale takes the factor. onnxruntime runs such weights with its own
+8-bit kernel, where the library of onnxq cannot be installed.
+"""
+
+import dataclasses
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.formats import Integer
+from onnxq.methods.solution import Solution
+from onnxq.model.operators import domain_of
+from onnxq.model.sites import Weight
+from onnxq.passes.edit import Editor
+from onnxq.passes.insert import Shelf
+from onnxq.passes.sink import Sink
+from onnxq.passes.target import LOSSLESS_INT8
+
+# The sizes of a block that the operator takes (onnxruntime 1.31, com.microsoft.MatMulNBits).
+_BLOCK_SIZES = (256, 128, 64, 32, 16)
+# Activations rounded to int8: with 8-bit weights onnxruntime has no fast kernel at another level.
+ACCURACY_LEVEL = 4
+
+
+def as_int8(solution: Solution, dtype: ir.DataType) -> Solution | None:
+    """The same weights in int8 with scales of type `dtype`, or None where that would change one of them."""
+    factor = LOSSLESS_INT8.get(str(solution.format.onnx_type))
+    if factor is None or dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
+        return None
+    exact = solution.scale.astype(np.float64) * (1.0 if solution.tensor_scale is None else float(solution.tensor_scale))
+    scale = (exact / factor).astype(dtype.numpy())
+    if (scale.astype(np.float64) * factor != exact).any() or (scale < np.finfo(scale.dtype).smallest_normal).any():
+        return None
+    int8 = Integer(8)
+    integers = (solution.format.values * factor).astype(np.int8).view(np.uint8)
+    return dataclasses.replace(
+        solution, format=int8, codes=integers.take(solution.codes), scale=scale, tensor_scale=None
+    )
+
+
+def is_matmul_weight(weight: Weight) -> bool:
+    """Whether all readers are plain products x @ w with a weight [K, N]."""
+    return len(weight.shape) == 2 and all(
+        domain_of(site.node) == "" and site.node.op_type == "MatMul" and site.index == 1 and site.steps == weight.steps
+        for site in weight.sites
+    )
+
+
+def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink) -> int | None:
+    """Turn the products with a weight into `MatMulNBits(bits=8)`.
+
+    Args:
+        editor: Of the model.
+        weight: For which `is_matmul_weight` holds.
+        solution: From `as_int8`.
+        sink: Takes the bytes.
+
+    Returns:
+        Bytes of codes and scales, or None where the operator has no block size for the weight's groups.
+    """
+    _, k, n = solution.codes.shape
+    group = k if solution.block is None else solution.block
+    block = next((each for each in _BLOCK_SIZES if group % each == 0 or group >= k), None)
+    if block is None:
+        return None
+    while block > 16 and block >= 2 * k:
+        block //= 2
+    blocks = -(-k // block)
+    # Unsigned codes with 128 for zero, each column padded to whole blocks.
+    codes = np.full((n, blocks * block), 128, np.uint8)
+    codes[:, :k] = solution.codes[0].T + np.uint8(128)
+    rows = np.zeros(blocks, np.intp) if solution.block is None else np.arange(blocks) * block // group
+    scale = np.broadcast_to(solution.scale[0].T, (n, solution.scale.shape[1]))[:, rows]
+    shelf = Shelf(editor, weight, sink)
+    values = [
+        shelf.add("quantized", ir.DataType.UINT8, codes.reshape(n, blocks, block).shape, codes),
+        shelf.add("scale", ir.DataType.from_numpy(scale.dtype), (n, blocks), scale),
+    ]
+    attributes = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
+    for site in weight.sites:
+        editor.replace(site.node, ("com.microsoft", "MatMulNBits"), [site.node.inputs[0], *values], attributes)
+    return shelf.size_bytes

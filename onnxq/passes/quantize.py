@@ -1,0 +1,160 @@
+"""Quantize weights: each is read, solved, packed and handed to the sink, and its readers get a dequantizing node.
+
+A dequantizing node is `DequantizeLinear` where the target knows the tensor type of the format, and a function of
+onnxq's where it does not; `insert` builds both.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import NonFiniteError
+from onnxq.formats import get_format
+from onnxq.methods.solution import Solution
+from onnxq.methods.solve import rtn
+from onnxq.model.sites import Weight
+from onnxq.passes import int8
+from onnxq.passes.edit import Editor
+from onnxq.passes.insert import insert
+from onnxq.passes.plan import Decision, Plan, grouping
+from onnxq.passes.sink import Sink
+from onnxq.recipes import NonFinitePolicy
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one weight.
+
+    Attributes:
+        weight: Its name.
+        format: The format it took.
+        size_bytes: Bytes of codes, scales and zero points.
+        sqnr_db: Signal to quantization noise of the weight.
+        skipped: Why it was left float after all (`non_finite: skip`), or None.
+    """
+
+    weight: str
+    format: str
+    size_bytes: int
+    sqnr_db: float
+    skipped: str | None = None
+
+
+def quantize_weights(
+    model: ir.Model,
+    plan: Plan,
+    weights: Sequence[Weight],
+    sink: Sink,
+    *,
+    non_finite: NonFinitePolicy = "error",
+    threads: int | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> list[Result]:
+    """Carry out a plan.
+
+    Args:
+        model: Edited in place.
+        plan: From `make_plan` on this model.
+        weights: From `make_plan`.
+        sink: Takes the bytes.
+        non_finite: What to do with a weight that holds NaN or Inf.
+        threads: How many weights are solved at a time; by default as many as there are processors.
+        progress: Called with a weight's name and size in elements when it is done.
+
+    Returns:
+        One result for each weight that the plan quantizes, in order.
+
+    Raises:
+        NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
+    """
+    editor = Editor(model)
+    work = [(weight, each) for weight, each in zip(weights, plan, strict=True) if each.spec is not None]
+    results = []
+    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
+        for (weight, decision), solved in _in_order(executor, work, non_finite):
+            if isinstance(solved, str):
+                results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solved))
+            else:
+                results.append(_replace(editor, weight, decision, solved, plan, sink))
+            if progress is not None:
+                progress(weight.name, weight.size)
+    return results
+
+
+_Work = tuple[Weight, Decision]
+
+
+def _in_order(
+    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy
+) -> Iterator[tuple[_Work, Solution | str]]:
+    """Solutions in the order of the work, with only as many alive as there are workers."""
+    pending: deque[tuple[_Work, Future[Solution | str]]] = deque()
+    waiting = iter(work)
+    try:
+        for item in waiting:
+            pending.append((item, executor.submit(_solve, *item, policy)))
+            if len(pending) > (os.cpu_count() or 1):
+                first, future = pending.popleft()
+                yield first, future.result()
+        while pending:
+            first, future = pending.popleft()
+            yield first, future.result()
+    finally:
+        for _, future in pending:
+            future.cancel()
+
+
+def _solve(weight: Weight, decision: Decision, policy: NonFinitePolicy) -> Solution | str:
+    """Codes and scales of one weight, or why it is left alone."""
+    spec = decision.spec
+    if spec is None:
+        raise ValueError(weight.name)
+    group = grouping(weight, spec)
+    array = weight.read().reshape(group.matrix)
+    formats = [get_format(name) for name in spec.format]
+    try:
+        return rtn.solve(array, formats, block=group.block, scale_type=group.scale_type, symmetric=spec.symmetric)
+    except NonFiniteError as error:
+        bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
+        what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
+        if policy == "error":
+            raise NonFiniteError(
+                f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
+                "--non-finite clamp"
+            ) from None
+        if policy == "skip":
+            return what
+        _logger.warning("%s, clamped", what)
+        return rtn.solve(
+            _clamped(array), formats, block=group.block, scale_type=group.scale_type, symmetric=spec.symmetric
+        )
+
+
+def _clamped(array: np.ndarray) -> np.ndarray:
+    """NaN becomes zero, Inf the largest finite magnitude of the tensor."""
+    floats = array.astype(np.float32)
+    largest = np.abs(floats[np.isfinite(floats)]).max(initial=0)
+    return np.nan_to_num(floats, copy=False, nan=0.0, posinf=largest, neginf=-largest)
+
+
+def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, plan: Plan, sink: Sink) -> Result:
+    """Store a solved weight and give its readers what stands for it now."""
+    spec, kind = decision.spec, solution.format.name
+    if spec is None:
+        raise ValueError(weight.name)
+    size_bytes = None
+    if plan.target == "ort-int8" and (exact := int8.as_int8(solution, weight.dtype)):
+        solution, spec = exact, spec.model_copy(update={"scale": "auto"})
+        if int8.is_matmul_weight(weight):
+            size_bytes = int8.replace_matmuls(editor, weight, solution, sink)
+    if size_bytes is None:
+        size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
+    return Result(weight.name, kind, size_bytes, solution.sqnr_db)

@@ -1,0 +1,98 @@
+"""`Report`: what a conversion did to each weight, and why it left others alone."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One weight.
+
+    Attributes:
+        weight: Name of the constant.
+        op: Type of the operator that reads it.
+        readers: Names of the nodes that read it.
+        shape: As the operators read it.
+        size_bytes: Before, with no scales.
+        result_bytes: After: codes, scales and zero points; `size_bytes` where nothing was done.
+        format: What it is in now; None where it stayed float.
+        spec: How it was quantized, in words; None where it stayed float.
+        sqnr_db: Signal to quantization noise of its values; None where it stayed float.
+        reason: Why it stayed float; None where it was quantized.
+    """
+
+    weight: str
+    op: str
+    readers: tuple[str, ...]
+    shape: tuple[int, ...]
+    size_bytes: int
+    result_bytes: int
+    format: str | None = None
+    spec: str | None = None
+    sqnr_db: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """A conversion, or with `output` None the plan of one.
+
+    Attributes:
+        model: The input file, or None for a model in memory.
+        output: The file written, or None where nothing was written.
+        recipe: Name of the recipe.
+        target: `ort`, `standard` or `ort-int8`.
+        entries: One for each weight of the model; their number is that of all weights.
+        model_bytes: Size of the input with its external data.
+        output_bytes: Size of the output with its external data; 0 where nothing was written.
+        seconds: Wall time.
+        notes: What the user should know before relying on the output.
+        version: Of onnxq.
+    """
+
+    model: str | None
+    output: str | None
+    recipe: str
+    target: str
+    entries: tuple[Entry, ...]
+    model_bytes: int
+    output_bytes: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = field(default=())
+    version: str = ""
+
+    @property
+    def quantized(self) -> tuple[Entry, ...]:
+        """Weights that were quantized."""
+        return tuple(each for each in self.entries if each.format is not None)
+
+    @property
+    def skipped(self) -> tuple[Entry, ...]:
+        """Weights that stayed float, each with its reason."""
+        return tuple(each for each in self.entries if each.format is None)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many weights stayed float for each reason, the most frequent first."""
+        return tally([str(each.reason) for each in self.skipped])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, as JSON holds it; an infinite ratio (nothing was lost) becomes null."""
+        plain = asdict(self)
+        for entry in plain["entries"]:
+            if entry["sqnr_db"] == float("inf"):
+                entry["sqnr_db"] = None
+        return plain
+
+    def write(self, path: str | Path) -> None:
+        """Write the report as JSON."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+
+
+def tally(reasons: Sequence[str]) -> dict[str, int]:
+    """How often each reason stands, the most frequent first."""
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
