@@ -57,7 +57,8 @@ def publish(folder: Path, output: Path, moves: Sequence[Move], obsolete: Sequenc
         OSError: nothing was changed, or will not be once the staging folder is settled.
     """
     parent = output.parent
-    Journal(list(moves), list(obsolete)).write(folder)
+    if moves or obsolete:
+        Journal(list(moves), list(obsolete)).write(folder)
     for move in moves:
         target = parent / move.name
         if move.backup:
