@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.analysis.data import Source
+from onnxq.analysis.data import Source, read
 from onnxq.analysis.distance import Distance
 from onnxq.analysis.feeds import Feeds, feeds_for
 from onnxq.errors import UsageError
@@ -147,7 +147,7 @@ def compare(
     groups = [inner[at : at + _GROUP] for at in range(0, len(inner), _GROUP)] or [[]]
     distances = {name: Distance() for name in (*outputs, *inner)}
     open_session = partial(session, providers=providers, threads=threads, accuracy_level=accuracy_level)
-    cut = partial(feeds_for, data, sequence=sequence, batch=batch, limit=limit)
+    cut = partial(feeds_for, read(data), sequence=sequence, batch=batch, limit=limit)
     samples = 0
     for number, group in enumerate(groups):
         with ExitStack() as stack:
@@ -185,8 +185,10 @@ class _Pair:
         cut: Callable[[Sequence[Input]], Feeds],
     ) -> None:
         self._opened = opened
-        self._feeds = [cut(inputs_of(each)) for each in opened]
-        first, second = self._feeds
+        first, second = (cut(inputs_of(each)) for each in opened)
+        # Where one model fixes the batch, the last batch of both is filled up.
+        fixed = first.fixed or second.fixed
+        self._feeds = [replace(feeds, fixed=fixed) for feeds in (first, second)]
         if first.batch != second.batch:
             raise UsageError(
                 f"the models run {first.batch} and {second.batch} samples at once: pass the fixed batch size"

@@ -38,8 +38,12 @@ def read(source: Source, *, limit_bytes: int = LIMIT_BYTES) -> Array | dict[str,
     try:
         if zipfile.is_zipfile(path):
             return _read_archive(path, limit_bytes)
+        with path.open("rb") as stream:
+            np.lib.format.read_magic(stream)
         array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # a bad header fails in numpy's tokenizer, a bad archive in zlib, and more
         raise DataError(f"data file '{path}' is not a .npy or .npz file of plain numbers: {error}") from error
     return array
 

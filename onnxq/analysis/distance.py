@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# Elements at a time: 8 MiB in float64 for each of a, b and their difference, whatever the tensor.
-_CHUNK = 1 << 20
+# Elements at a time: half a MiB in float64, which stays in a core's cache.
+_CHUNK = 1 << 16
 
 
 @dataclass
@@ -54,10 +54,11 @@ class Distance:
         if not a.size:
             return
         error = a - b
-        self.signal += float(a @ a)
-        self.other += float(b @ b)
-        self.product += float(a @ b)
-        self.noise += float(error @ error)
+        # Not as dot products: BLAS threads and onnxruntime's spinning threads hold each other up, 70 times slower.
+        self.signal += float((a * a).sum())
+        self.other += float((b * b).sum())
+        self.product += float((a * b).sum())
+        self.noise += float((error * error).sum())
         self.max_abs = max(self.max_abs, float(np.abs(error).max()))
 
     @property

@@ -194,7 +194,10 @@ def _accuracy(
         scores = scores[: feed.rows]
         if np.isnan(scores).any():
             raise NonFiniteError(f"the model's scores are NaN in samples {done} to {done + feed.rows - 1}")
-        right += int((scores.argmax(axis=1) == classes[done : done + feed.rows]).sum())
+        chosen = classes[done : done + feed.rows]
+        if (wrong := (chosen < 0) | (chosen >= scores.shape[1])).any():
+            raise DataError(f"the data has label {chosen[wrong][0]}, the model has {scores.shape[1]} classes")
+        right += int((scores.argmax(axis=1) == chosen).sum())
         done += feed.rows
         if progress:
             progress(done, feeds.samples)

@@ -87,7 +87,9 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -
             that stand in the file, which carry their own level.
 
     Returns:
-        The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out.
+        The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out. Where the
+        file does not state the rank of a matmul's input, three dimensions are assumed; onnxruntime infers it, and
+        leaves a few matrices with a wide bias or a Relu behind them unfused.
     """
     loaded = model if isinstance(model, Model) else load(model)
     level = DEFAULT_ACCURACY_LEVEL if accuracy_level is None else accuracy_level

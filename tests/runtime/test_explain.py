@@ -116,7 +116,7 @@ CASES = {
         (0, 0),
     ),
     "a Relu behind a bias of more than a matrix": (
-        f"g (float[A,B,64] x) => (float[A,B,N] y) {{ {BLOCKED} h = MatMul(x, d) a = Add(h, b) r = Relu(a) y = Neg(r) }}",
+        graph(BLOCKED, "h = MatMul(x, d)", "a = Add(h, b)", "r = Relu(a)", "y = Neg(r)").replace("B,", "A,B,"),
         {"b": ("float32", (32,))},
         (4, 1),
     ),
