@@ -32,8 +32,8 @@ class Execution:
 
     Attributes:
         fused: `MatMulNBits`, written in the model or made by onnxruntime from `DequantizeLinear` and `MatMul`.
-        functions: nodes of the `onnxq` domain by operator: the function in the model runs, and onnxruntime folds it to
-            float weights when it loads.
+        functions: nodes of the `onnxq` domain by operator, without those that only prepare scales for another: the
+            function in the model runs, and onnxruntime folds it to float weights when it loads.
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
@@ -98,7 +98,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -
     functions: Counter[str] = Counter()
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq":
-            functions[node.op_type] += 1
+            functions[node.op_type] += not _is_part(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
             fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
         elif bits := fused_bits(node):
@@ -106,7 +106,13 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -
         else:
             ways.update(_way(node))
     kinds = (FusedMatMuls(bits, at, count) for (bits, at), count in sorted(fused.items()))
-    return Execution(tuple(kinds), dict(sorted(functions.items())), **ways)
+    return Execution(tuple(kinds), dict(sorted((+functions).items())), **ways)
+
+
+def _is_part(node: ir.Node) -> bool:
+    """Whether only other onnxq operators read the result, for instance scales that are stored in a format."""
+    users = [use.node for value in node.outputs for use in value.uses()]
+    return bool(users) and all(user.domain == "onnxq" for user in users)
 
 
 def _way(node: ir.Node) -> list[str]:

@@ -284,6 +284,20 @@ def test_onnxq_functions_are_counted_and_onnxruntime_folds_them_to_float(model_o
     assert optimized(model)[0] == {"MatMul": 1}
 
 
+def test_an_operator_that_only_makes_scales_for_another_is_not_counted(model_of):
+    model = model_of(
+        """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
+        g (float[B,64] x) => (float[B,32] y) { t = onnxq.ScaleE4M3(s) y = onnxq.MatMulFP4E2M1(x, w, t) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        ScaleE4M3 (s) => (t) { t = Identity(s) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        MatMulFP4E2M1 (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }""",
+        w=array("uint8", (64, 32)),
+        s=array("float32", (32,)),
+    )
+    assert execution(from_proto(model)).functions == {"MatMulFP4E2M1": 1}
+
+
 @pytest.mark.parametrize(
     ("nodes", "changed", "told", "made"),
     [
