@@ -37,12 +37,8 @@ class Format(ABC):
         return float(min(finite.max(), -finite.min())) if finite.min() < 0 else float(finite.max())
 
     @abstractmethod
-    def encode_finite(self, x: Floats) -> Codes:
-        """As `encode`, for a caller that has made sure that `x` is finite."""
-
-    def round_finite(self, x: Floats) -> Floats:
-        """The value nearest to each number, as `decode(encode_finite(x))`, without the way through codes."""
-        return self.decode(self.encode_finite(x))
+    def quantize_finite(self, x: Floats) -> tuple[Codes, Floats]:
+        """Codes as from `encode`, and the values they mean, for a caller that has made sure that `x` is finite."""
 
     def encode(self, x: npt.ArrayLike) -> Codes:
         """Round to the nearest value, ties to the even code, saturating.
@@ -64,7 +60,7 @@ class Format(ABC):
             raise NonFiniteError(
                 f"{len(bad)} values are NaN or Inf in float32 (first at {bad[0].tolist()}); {self.name} has none"
             )
-        return self.encode_finite(floats)
+        return self.quantize_finite(floats)[0]
 
     def decode(self, codes: Codes) -> Floats:
         """The numbers that codes mean, in units of the scale."""

@@ -26,9 +26,10 @@ class Codebook(Format):
         """float32 [2 ** bits]."""
         return np.asarray(self.levels, np.float32)
 
-    def encode_finite(self, x: Floats) -> Codes:
-        """Round float32 of any shape; see `Format.encode`."""
-        return nearest_code(self.values, x).astype(np.uint8)
+    def quantize_finite(self, x: Floats) -> tuple[Codes, Floats]:
+        """Round float32 of any shape; see `Format.quantize_finite`."""
+        codes = nearest_code(self.values, x).astype(np.uint8)
+        return codes, self.decode(codes)
 
 
 # The sixteen levels of NormalFloat4, for weights scaled to [-1, 1] (QLoRA, arXiv 2305.14314, appendix E).

@@ -54,14 +54,12 @@ class Integer(Format):
         codes = np.arange(1 << self.width)
         return np.where(codes > self.high, codes - (1 << self.width), codes).astype(np.float32)
 
-    def encode_finite(self, x: Floats) -> Codes:
-        """Round float32 of any shape; see `Format.encode`."""
+    def quantize_finite(self, x: Floats) -> tuple[Codes, Floats]:
+        """Round float32 of any shape; see `Format.quantize_finite`."""
         # `out` keeps a scalar an array of no dimensions, which a numpy function would return as a number.
-        rounded = np.rint(x, out=np.empty_like(x))
-        np.clip(rounded, self.low, self.high, out=rounded)
-        if not self.signed:
-            return rounded.astype(np.uint8)
-        codes = rounded.astype(np.int8).view(np.uint8)
-        if self.width < 8:
+        values = np.rint(x, out=np.empty_like(x))
+        np.clip(values, self.low, self.high, out=values)
+        codes = values.astype(np.int8 if self.signed else np.uint8).view(np.uint8)
+        if self.signed and self.width < 8:
             codes &= np.uint8((1 << self.width) - 1)
-        return codes
+        return codes, values

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxq.errors import UsageError
 from onnxq.formats.base import Codes, Floats, Format, nearest_code
@@ -75,62 +74,45 @@ class Minifloat(Format):
         half[: len(self._magnitudes)] = self._magnitudes
         return np.concatenate([half, -half])
 
-    def encode_finite(self, x: Floats) -> Codes:
-        """Round float32 of any shape; see `Format.encode`."""
+    def quantize_finite(self, x: Floats) -> tuple[Codes, Floats]:
+        """Round float32 of any shape; see `Format.quantize_finite`."""
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-        codes = np.empty(flat.size, np.uint8)
-        encode = self._encode_block if self.mantissa_bits else self._encode_powers
+        codes, values = np.empty(flat.size, np.uint8), np.empty(flat.size, np.float32)
+        quantize = self._quantize_block if self.mantissa_bits else self._quantize_powers
         for start in range(0, flat.size, _BLOCK):
-            codes[start : start + _BLOCK] = encode(flat[start : start + _BLOCK])
-        return codes.reshape(x.shape)
+            part = slice(start, start + _BLOCK)
+            codes[part], values[part] = quantize(flat[part])
+        return codes.reshape(x.shape), values.reshape(x.shape)
 
-    def round_finite(self, x: Floats) -> Floats:
-        """The nearest value; see `Format.round_finite`. Works in the cache only where `x` is small."""
-        if self.mantissa_bits == 0:
-            return super().round_finite(x)
-        magnitude, _, adder = self._split(x)
-        magnitude += adder.view(np.float32)
-        magnitude -= adder.view(np.float32)
-        return np.copysign(magnitude, x, out=magnitude)
-
-    def _split(self, x: Floats) -> tuple[Floats, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Saturated magnitude, exponent bits of its binade, and the number whose addition rounds it, as float32 bits.
+    def _quantize_block(self, x: Floats) -> tuple[Codes, Floats]:
+        """Let a float32 addition do the rounding.
 
         In the binade 2^E the grid has step 2^(E-m). Adding 2^(E+23-m), whose own last place is that step, rounds to it,
-        to even on ties. Below the first binade the step stays, which gives subnormals.
+        to even on ties, and leaves n = round(|x| / step) in the low bits of the sum. Below the first binade the step
+        stays, which gives subnormals. The code is n plus 2^m for each binade above the first.
         """
-        magnitude: Floats = np.abs(x)
-        np.minimum(magnitude, self._magnitudes[-1], out=magnitude)
-        binade = magnitude.view(np.int32) & np.int32(0x7F800000)
-        np.maximum(binade, self._smallest_binade, out=binade)
-        shift = _F32_MANTISSA_BITS - self.mantissa_bits
-        return magnitude, binade, binade + np.int32(shift << _F32_MANTISSA_BITS)
-
-    @property
-    def _smallest_binade(self) -> np.int32:
-        """float32 bits of the smallest normal number."""
-        return np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
-
-    def _encode_block(self, x: Floats) -> Codes:
-        """Let a float32 addition do the rounding (see `_split`).
-
-        It leaves n = round(|x| / step) in the low bits of the sum. The code is n plus 2^m for each binade above the
-        first.
-        """
-        magnitude, binade, adder = self._split(x)
-        magnitude += adder.view(np.float32)
-        code = magnitude.view(np.int32)
+        shift = np.int32(_F32_MANTISSA_BITS - self.mantissa_bits)
+        smallest = np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
+        total: Floats = np.abs(x)
+        np.minimum(total, self._magnitudes[-1], out=total)
+        binade = total.view(np.int32) & np.int32(0x7F800000)
+        np.maximum(binade, smallest, out=binade)
+        adder = binade + (shift << np.int32(_F32_MANTISSA_BITS))
+        total += adder.view(np.float32)
+        values = total - adder.view(np.float32)
+        np.copysign(values, x, out=values)
+        code = total.view(np.int32)
         code -= adder
-        binade -= self._smallest_binade
-        binade >>= np.int32(_F32_MANTISSA_BITS - self.mantissa_bits)
+        binade -= smallest
+        binade >>= shift
         code += binade
         sign = x.view(np.int32) >> np.int32(31)
         sign &= np.int32(1 << (self.bits - 1))
         code |= sign
-        return code.astype(np.uint8)
+        return code.astype(np.uint8), values
 
-    def _encode_powers(self, x: Floats) -> Codes:
+    def _quantize_powers(self, x: Floats) -> tuple[Codes, Floats]:
         """Without mantissa bits neighbours are a factor of two apart, and only the code, not n, tells even from odd."""
-        code = nearest_code(self._magnitudes, np.abs(x)).astype(np.uint8)
-        sign = np.signbit(x).astype(np.uint8)
-        return code | sign << np.uint8(self.bits - 1)
+        codes = nearest_code(self._magnitudes, np.abs(x)).astype(np.uint8)
+        codes |= np.signbit(x).astype(np.uint8) << np.uint8(self.bits - 1)
+        return codes, self.decode(codes)

@@ -30,9 +30,13 @@ def as_int8(solution: Solution, dtype: ir.DataType) -> Solution | None:
     factor = LOSSLESS_INT8.get(str(solution.format.onnx_type))
     if factor is None or dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return None
-    exact = solution.scale.astype(np.float64) * (1.0 if solution.tensor_scale is None else float(solution.tensor_scale))
-    scale = (exact / factor).astype(dtype.numpy())
-    if (scale.astype(np.float64) * factor != exact).any() or (scale < np.finfo(scale.dtype).smallest_normal).any():
+    # As every target decodes: the product of two levels of scales is rounded to float32.
+    level = np.float32(1) if solution.tensor_scale is None else solution.tensor_scale
+    exact = solution.scale.astype(np.float32) * level
+    scale = (exact / np.float32(factor)).astype(dtype.numpy())
+    if (scale.astype(np.float32) * np.float32(factor) != exact).any() or (
+        scale < np.finfo(scale.dtype).smallest_normal
+    ).any():
         return None
     int8 = Integer(8)
     integers = (solution.format.values * factor).astype(np.int8).view(np.uint8)
