@@ -122,7 +122,7 @@ def find_weights(model: ir.Model) -> list[Weight]:
         prefix = f"{scope.domain}::{scope.name}/" if isinstance(scope, ir.Function) else ""
         readers: dict[ir.Value, list[Site]] = defaultdict(list)
         for node in ir.traversal.RecursiveGraphIterator(scope):
-            if site := _site(node):
+            for site in _sites(node):
                 readers[site.source].append(site)
         vocabularies = {
             tensor.shape.numpy()[0]
@@ -156,15 +156,18 @@ def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
     return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
-def _site(node: ir.Node) -> Site | None:
-    """The weight a node reads, if it reads one."""
+def _sites(node: ir.Node) -> list[Site]:
+    """The weights a node reads: every table that it looks rows up in, but of two constant factors only the first."""
+    found: list[Site] = []
     for operand in weight_operands(node):
         if operand.index < len(node.inputs) and (value := node.inputs[operand.index]) is not None:
             source, chain = trace(value)
             tensor = constant_tensor(source)
             if tensor is not None and (site := _site_of(node, operand, source, chain, tensor)):
-                return site
-    return None
+                found.append(site)
+                if not operand.embedding:
+                    break
+    return found
 
 
 def _site_of(
