@@ -12,6 +12,8 @@ class Editor:
 
     def __init__(self, model: ir.Model) -> None:
         self._taken: set[str | None] = set()
+        # onnx-ir keeps the nodes of a function in a graph whose initializers no file can hold.
+        self._bodies = [scope.graph for scope in scopes(model) if isinstance(scope, ir.Function)]
         for scope in scopes(model):
             self._take(scope)
             for node in ir.traversal.RecursiveGraphIterator(scope, enter_graph=self._take):
@@ -35,7 +37,7 @@ class Editor:
     def constant(self, tensor: ir.TensorProtocol, owner: ir.Value) -> ir.Value:
         """A constant beside `owner`: an initializer of its graph, or a Constant node where a function body holds it."""
         graph = owner.graph
-        if isinstance(graph, ir.Graph):
+        if isinstance(graph, ir.Graph) and not any(graph is body for body in self._bodies):
             value = ir.Value(
                 name=tensor.name,
                 type=ir.TensorType(tensor.dtype),
