@@ -9,9 +9,8 @@ from onnxq.errors import UsageError
 from onnxq.formats.base import Codes, Floats, Format, nearest_code
 
 # Rows of numbers that stay in the second-level cache of a core while a chain of array operations passes over them.
-_BLOCK = 1 << 15
+_BLOCK = 1 << 16
 _F32_MANTISSA_BITS = 23
-_F32_BIAS = 127
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,11 @@ class Minifloat(Format):
     def quantize_finite(self, x: Floats) -> tuple[Codes, Floats]:
         """Round float32 of any shape; see `Format.quantize_finite`."""
         flat = np.ascontiguousarray(x, np.float32).reshape(-1)
-        codes, values = np.empty(flat.size, np.uint8), np.empty(flat.size, np.float32)
         quantize = self._quantize_block if self.mantissa_bits else self._quantize_powers
+        if flat.size <= _BLOCK:
+            codes, values = quantize(flat)
+            return codes.reshape(x.shape), values.reshape(x.shape)
+        codes, values = np.empty(flat.size, np.uint8), np.empty(flat.size, np.float32)
         for start in range(0, flat.size, _BLOCK):
             part = slice(start, start + _BLOCK)
             codes[part], values[part] = quantize(flat[part])
@@ -91,25 +93,26 @@ class Minifloat(Format):
         to even on ties, and leaves n = round(|x| / step) in the low bits of the sum. Below the first binade the step
         stays, which gives subnormals. The code is n plus 2^m for each binade above the first.
         """
-        shift = np.int32(_F32_MANTISSA_BITS - self.mantissa_bits)
-        smallest = np.int32((_F32_BIAS + 1 - self.bias) << _F32_MANTISSA_BITS)
-        total: Floats = np.abs(x)
-        np.minimum(total, self._magnitudes[-1], out=total)
-        binade = total.view(np.int32) & np.int32(0x7F800000)
-        np.maximum(binade, smallest, out=binade)
-        adder = binade + (shift << np.int32(_F32_MANTISSA_BITS))
+        shift = _F32_MANTISSA_BITS - self.mantissa_bits
+        largest, smallest = self._magnitudes[-1], self._magnitudes[1 << self.mantissa_bits]
+        # numpy clips several times faster than it takes a minimum or maximum.
+        total: Floats = np.clip(x, -largest, largest)
+        np.abs(total, out=total)
+        binade = np.clip(total, smallest, largest).view(np.int32)
+        binade &= np.int32(0x7F800000)
+        adder = binade + np.int32(shift << _F32_MANTISSA_BITS)
         total += adder.view(np.float32)
         values = total - adder.view(np.float32)
-        np.copysign(values, x, out=values)
-        code = total.view(np.int32)
-        code -= adder
-        binade -= smallest
-        binade >>= shift
-        code += binade
-        sign = x.view(np.int32) >> np.int32(31)
-        sign &= np.int32(1 << (self.bits - 1))
-        code |= sign
-        return code.astype(np.uint8), values
+        sign = x.view(np.uint32) & np.uint32(0x80000000)
+        signed = values.view(np.uint32)
+        signed |= sign
+        binade -= smallest.view(np.int32)
+        binade >>= np.int32(shift)
+        binade -= adder
+        binade += total.view(np.int32)
+        sign >>= np.uint32(32 - self.bits)
+        binade |= sign.view(np.int32)
+        return binade.astype(np.uint8), values
 
     def _quantize_powers(self, x: Floats) -> tuple[Codes, Floats]:
         """Without mantissa bits neighbours are a factor of two apart, and only the code, not n, tells even from odd."""

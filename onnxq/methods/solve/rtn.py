@@ -12,7 +12,7 @@ from onnxq.methods.solution import Solution
 
 # Weights worked on at a time: a chain of array operations over them stays in the cache of a core.
 _CHUNK = 1 << 16
-_SAMPLED_CHUNKS = 64
+_SAMPLED_CHUNKS = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def solve(
     Args:
         weight: [A, K, C], any float type, finite; may be a view of a file.
         formats: Candidates; the one with the smallest squared error is taken, the first of equals. On weights of more
-            than four million elements the error that decides is that of evenly spaced parts.
+            than a million elements the error that decides is that of evenly spaced parts.
         block: Neighbours along K that share a scale; the last block of a column may be shorter. None: one scale in all.
         scale_type: What scales are stored as; weights are rounded with the scale as stored.
         symmetric: False: integers with a zero point.
