@@ -67,11 +67,19 @@ def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, 
     """
     scale_type = grouping(weight, spec).scale_type
     standard = is_standard_form(solution.format, scale_type, weight.dtype, target)
+    if target != "standard" and _is_captured(weight):
+        # onnxruntime 1.31 refuses a DequantizeLinear in a subgraph whose weight stands in the graph around it.
+        standard = False
     place = placement(weight, spec, standard=standard)
     shelf = Shelf(editor, weight, sink)
     make = (_dequantize_linear if standard else _dequantize_function)(shelf, solution, place)
     connect(weight, make)
     return shelf.size_bytes
+
+
+def _is_captured(weight: Weight) -> bool:
+    """Whether a subgraph reads the weight from the graph around it."""
+    return any(node.graph is not weight.source.graph for node, _ in weight.source.uses())
 
 
 def connect(weight: Weight, value_for: ValueFor) -> None:
@@ -112,6 +120,10 @@ class Shelf:
         name = f"{self.weight.source.name}_dequantized"
         return ir.Value(name=name, type=ir.TensorType(self.weight.dtype), shape=ir.Shape(shape))
 
+    def scales(self, stored: ir.Value) -> ir.Value:
+        """Name, type and shape of the float32 scales that stored ones mean."""
+        return ir.Value(name=stored.name, type=ir.TensorType(ir.DataType.FLOAT), shape=stored.shape)
+
     def in_shape(self, reader: ir.Node, value: ir.Value) -> ir.Value:
         """A value that was stored as a matrix, in the shape in which its readers want it."""
         shape = self.weight.shape
@@ -143,8 +155,8 @@ def _dequantize_linear(shelf: Shelf, solution: Solution, place: Placement) -> Va
         read = list(inputs)
         if two_level is not None:
             # The scales themselves are quantized with one float32 scale.
-            read[1] = shelf.editor.before(reader, ("", "DequantizeLinear"), [inputs[1], two_level], {}, inputs[1])
-            read[1].dtype = ir.DataType.FLOAT
+            result = shelf.scales(inputs[1])
+            read[1] = shelf.editor.before(reader, ("", "DequantizeLinear"), [inputs[1], two_level], {}, result)
         value = shelf.editor.before(reader, ("", "DequantizeLinear"), read, attributes, shelf.result(place.shape))
         return shelf.in_shape(reader, value)
 
@@ -184,8 +196,7 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
         read = list(inputs)
         if level is not None:
             function = f"Scale{scale_name.upper()}"
-            read[1] = shelf.editor.before(reader, (DOMAIN, function), [inputs[1], level], {}, inputs[1])
-            read[1].dtype = ir.DataType.FLOAT
+            read[1] = shelf.editor.before(reader, (DOMAIN, function), [inputs[1], level], {}, shelf.scales(inputs[1]))
         value = shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
         return shelf.in_shape(reader, value)
 
