@@ -78,8 +78,9 @@ def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, 
 
 
 def _is_captured(weight: Weight) -> bool:
-    """Whether a subgraph reads the weight from the graph around it."""
-    return any(node.graph is not weight.source.graph for node, _ in weight.source.uses())
+    """Whether a subgraph reads the weight from the graph around it, itself or what a chain of nodes makes of it."""
+    readers = [node for node, _ in weight.source.uses()] + [site.node for site in weight.sites]
+    return any(node.graph is not weight.source.graph for node in readers)
 
 
 def connect(weight: Weight, value_for: ValueFor) -> None:
