@@ -35,7 +35,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
     try:
         checker.check_model(copy)
     except (checker.ValidationError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{name} is not a valid ONNX model: {_first_line(error)}") from error
+        raise ModelError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
 
 
 def check_text(model: onnx.ModelProto, name: str) -> None:
@@ -60,5 +60,8 @@ def _broken_text(message: Message) -> str | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def reason_of(error: BaseException) -> str:
+    """The first line of the error that all others came from: onnx-ir wraps one more around each level of the model."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -11,6 +11,7 @@ from onnx_ir.serde import SerdeError
 
 from onnxq.errors import ModelError
 from onnxq.model import wire
+from onnxq.model.check import reason_of
 from onnxq.model.mapped import MappedTensor, chunks
 from onnxq.model.places import replace_tensors
 from onnxq.model.tensors import walk
@@ -62,7 +63,7 @@ class Form:
             with _stand_ins(model, token, apart):
                 proto = ir.to_proto(model)
         except (SerdeError, UnicodeEncodeError, ValueError, TypeError) as error:
-            raise ModelError(f"the model cannot be serialized: {error.__cause__ or error}") from error
+            raise ModelError(f"the model cannot be serialized: {reason_of(error)}") from error
         for _, tensor in walk(proto):
             # onnx-ir writes the metadata of a tensor that it did not change twice.
             if len(tensor.metadata_props) > 1:

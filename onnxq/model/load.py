@@ -11,7 +11,7 @@ import onnx_ir as ir
 from onnx_ir.serde import SerdeError
 
 from onnxq.errors import ModelError, UnsafeModelError
-from onnxq.model.check import check, check_text
+from onnxq.model.check import check, check_text, reason_of
 from onnxq.model.external import DataFolder, mapped
 from onnxq.model.kept import losses
 from onnxq.model.lift import Lifted, parse
@@ -155,20 +155,13 @@ def _to_model(source: Source) -> Model:
     if lost := losses(source.proto):
         shown = "; ".join(lost[:3]) + (f"; and {len(lost) - 3} more" if len(lost) > 3 else "")
         raise ModelError(f"{name} holds what a conversion would lose: {shown}")
-    try:
-        model = ir.from_proto(source.proto)
-    except (SerdeError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{name} cannot be read: {_innermost(error)}") from error
 
     def put_in(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return source.tensors[int(str(tensor.location))] if isinstance(tensor, ir.ExternalTensor) else tensor
 
-    replace_tensors(model, put_in)
+    try:
+        model = ir.from_proto(source.proto)
+        replace_tensors(model, put_in)
+    except (SerdeError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{name} cannot be read: {reason_of(error)}") from error
     return Model(model, source.path, bool(source.data), source.size_bytes, source)
-
-
-def _innermost(error: BaseException) -> str:
-    # onnx-ir wraps each level of the model in one more error; the first one is the reason.
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -21,6 +21,10 @@ ADD = """
 <ir_version: 10, opset_import: ["": 21]>
 g (float[4] x) => (float[4] y) <float[4] w = {1.0, 2.0, 3.0, 4.0}> { y = Add(x, w) }
 """
+NO_TENSOR = """
+<ir_version: 10, opset_import: ["": 21, "own": 1]>
+g (float[4] x) => (float[4] y) { y = own.Op <a = float {1.0}> (x) }
+"""
 CALLS_F = "g (float[1] x) => (float[1] y) { y = f.f(x) }"
 F = '<domain: "f", opset_import: ["f": 1]> f (a) => (b) {{ b = f.{}(a) }}'
 
@@ -265,6 +269,13 @@ def test_newer_versions_than_onnx_knows(tmp_path: Path) -> None:
     model = onnx.parser.parse_model(ADD)
     model.ir_version = 99
     with pytest.raises(ModelError, match="ir_version"):
+        load(_write(tmp_path / "m.onnx", model))
+
+
+def test_tensor_attribute_without_a_tensor(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(NO_TENSOR)
+    model.graph.node[0].attribute[0].ClearField("t")
+    with pytest.raises(ModelError, match="UNDEFINED"):
         load(_write(tmp_path / "m.onnx", model))
 
 
