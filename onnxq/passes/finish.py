@@ -7,6 +7,7 @@ from onnxq.model.operators import domain_of
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.scopes import nodes, scopes
 from onnxq.passes.edit import Editor
+from onnxq.passes.target import FUNCTION_IR_VERSION
 
 
 def fuse_products(model: ir.Model) -> int:
@@ -50,5 +51,7 @@ def finish(model: ir.Model, opset: int, ir_version: int) -> None:
         called |= own
     if called:
         model.graph.opset_imports[DOMAIN] = VERSION
+        # A weight can end under a function where the plan saw a DequantizeLinear (int8 scales that are not exact).
+        model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
     for function in functions(called, opset_of(model)):
         model.functions[function.identifier()] = function

@@ -12,9 +12,9 @@ from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, drop_unused
-from onnxq.passes.plan import grouping
+from onnxq.passes.plan import grouping, leaves_standard
 from onnxq.passes.sink import Sink
-from onnxq.passes.target import Target, is_standard_form
+from onnxq.passes.target import Target
 from onnxq.recipes import QuantSpec
 
 Attributes = dict[str, int | list[int]]
@@ -66,21 +66,12 @@ def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, 
         Bytes of codes, scales and zero points.
     """
     scale_type = grouping(weight, spec).scale_type
-    standard = is_standard_form(solution.format, scale_type, weight.dtype, target)
-    if target != "standard" and _is_captured(weight):
-        # onnxruntime 1.31 refuses a DequantizeLinear in a subgraph whose weight stands in the graph around it.
-        standard = False
+    standard = leaves_standard(weight, solution.format, scale_type, target)
     place = placement(weight, spec, standard=standard)
     shelf = Shelf(editor, weight, sink)
     make = (_dequantize_linear if standard else _dequantize_function)(shelf, solution, place)
     connect(weight, make)
     return shelf.size_bytes
-
-
-def _is_captured(weight: Weight) -> bool:
-    """Whether a subgraph reads the weight from the graph around it, itself or what a chain of nodes makes of it."""
-    readers = [node for node, _ in weight.source.uses()] + [site.node for site in weight.sites]
-    return any(node.graph is not weight.source.graph for node in readers)
 
 
 def connect(weight: Weight, value_for: ValueFor) -> None:

@@ -46,7 +46,7 @@ def check_target(name: str) -> Target:
 
 
 def is_standard_form(kind: Format, scale_type: ScaleType, dtype: ir.DataType, target: Target) -> bool:
-    """Whether a weight leaves under a standard `DequantizeLinear`; if not, it leaves under a function of onnxq's.
+    """Whether a target knows the types that a standard `DequantizeLinear` of a weight would have.
 
     Args:
         kind: Format of the codes.
@@ -60,15 +60,23 @@ def is_standard_form(kind: Format, scale_type: ScaleType, dtype: ir.DataType, ta
 
 
 def needed_versions(
-    kind: Format, scale_type: ScaleType, dtype: ir.DataType, target: Target, *, blocked: bool
+    kind: Format, dtype: ir.DataType, target: Target, *, standard: bool, blocked: bool
 ) -> tuple[int, int]:
-    """Opset and IR version that a weight needs; `blocked` where its scales lie in blocks along an axis."""
+    """Opset and IR version that a weight needs.
+
+    Args:
+        kind: Format of the codes.
+        dtype: Of the weight before.
+        target: Where the model goes.
+        standard: It leaves under a standard `DequantizeLinear`.
+        blocked: Its scales lie in blocks along an axis.
+    """
     if target == "standard":
         return STANDARD_OPSET, STANDARD_IR_VERSION
     onnx_type = str(kind.onnx_type)
     if target == "ort-int8" and onnx_type in LOSSLESS_INT8:
         onnx_type = "INT8"
-    elif not is_standard_form(kind, scale_type, dtype, target):
+    elif not standard:
         return FUNCTION_OPSET, FUNCTION_IR_VERSION
     opset, ir_version = _DEQUANTIZE_SINCE[onnx_type]
     if blocked:
