@@ -18,6 +18,7 @@ from onnxq.passes.sink import Memory, Sink
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.report import Entry, Report
+from onnxq.runtime.explain import execution
 
 Progress = Callable[[str, int, int], None]
 """Called with the weight just done, elements done, and elements in all."""
@@ -90,7 +91,8 @@ def quantize(
         made, entries = _transform(loaded, chosen, checked_target, selection, staging, threads, progress)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes)
+    notes = _notes(loaded, checked_target)
+    return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
 def quantize_proto(
@@ -109,7 +111,8 @@ def quantize_proto(
     made, entries = _transform(loaded, load_recipe(recipe), check_target(target), selection, Memory(), threads, None)
     result = onnx.ModelProto()
     result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
-    report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize())
+    notes = _notes(loaded, made.target)
+    report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
 
 
@@ -149,6 +152,13 @@ def _transform(
     return made, tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
+def _notes(model: Model, target: Target) -> tuple[str, ...]:
+    """How the quantized model runs, for the report."""
+    if target == "standard":
+        return ("for interchange: onnxruntime 1.31 does not load opset 28; --target ort runs there",)
+    return tuple(execution(model).sentences())
+
+
 def _planned(decision: Decision) -> Entry:
     spec = decision.spec
     return Entry(
@@ -179,6 +189,7 @@ def _report(
     *,
     started: float,
     output_bytes: int = 0,
+    notes: tuple[str, ...] = (),
 ) -> Report:
     return Report(
         model=str(model.path) if model.path else None,
@@ -189,6 +200,7 @@ def _report(
         model_bytes=model.size_bytes,
         output_bytes=output_bytes,
         seconds=time.perf_counter() - started,
+        notes=notes,
         version=_version(),
     )
 
