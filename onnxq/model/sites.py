@@ -66,6 +66,7 @@ class Weight:
         layout: What the axes of the folded weight mean; None exactly where there is an obstacle to quantizing it.
         role: What it is for.
         obstacle: Why it cannot be quantized, or None.
+        in_function: It stands in a function body, where a constant is a node.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Weight:
     layout: Layout | None
     role: Role
     obstacle: str | None
+    in_function: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -203,7 +205,15 @@ def _weight(
         if layout is None or any(site.layout != sites[0].layout for site in sites if site.steps == steps):
             obstacle = "its readers sum over different axes"
     return Weight(
-        prefix + (source.name or ""), source, tensor, tuple(sites), steps, None if obstacle else layout, role, obstacle
+        name=prefix + (source.name or ""),
+        source=source,
+        tensor=tensor,
+        sites=tuple(sites),
+        steps=steps,
+        layout=None if obstacle else layout,
+        role=role,
+        obstacle=obstacle,
+        in_function=bool(prefix),
     )
 
 

@@ -65,8 +65,7 @@ def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, 
     Returns:
         Bytes of codes, scales and zero points.
     """
-    scale_type = grouping(weight, spec).scale_type
-    standard = leaves_standard(weight, solution.format, scale_type, target)
+    standard = leaves_standard(weight, solution.format, grouping(weight, spec), target)
     place = placement(weight, spec, standard=standard)
     shelf = Shelf(editor, weight, sink)
     make = (_dequantize_linear if standard else _dequantize_function)(shelf, solution, place)

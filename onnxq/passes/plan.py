@@ -7,10 +7,11 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnxq.formats import Format, get_format, get_scale_type, packed_bytes
+from onnxq.formats import Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
+from onnxq.passes.fusion import will_fuse
 from onnxq.passes.target import Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
 
@@ -199,7 +200,7 @@ def _refusal(
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
     """Opset and IR version that each candidate format of a spec needs."""
-    scale_type, flat = grouping(weight, spec).scale_type, weight.layout is not None and weight.layout.flatten
+    group, flat = grouping(weight, spec), weight.layout is not None and weight.layout.flatten
     blocked = spec.granularity == "group" or (spec.granularity == "channel" and len(weight.shape) != 2 and not flat)
     kinds = [get_format(name) for name in spec.format]
     return [
@@ -207,27 +208,23 @@ def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, in
             kind,
             weight.dtype,
             target,
-            standard=leaves_standard(weight, kind, scale_type, target),
+            standard=leaves_standard(weight, kind, group, target),
             blocked=blocked,
         )
         for kind in kinds
     ]
 
 
-def leaves_standard(weight: Weight, kind: Format, scale_type: ScaleType, target: Target) -> bool:
+def leaves_standard(weight: Weight, kind: Format, group: Grouping, target: Target) -> bool:
     """Whether a weight leaves under a standard `DequantizeLinear`; if not, it leaves under a function of onnxq's."""
-    if not is_standard_form(kind, scale_type, weight.dtype, target):
+    if not is_standard_form(kind, group.scale_type, weight.dtype, target):
         return False
-    # onnxruntime 1.31 refuses a DequantizeLinear in a subgraph whose weight stands in the graph around it, and where it
-    # makes a MatMulNBits of one with two-bit weights, it reads rows wrongly that do not fill whole bytes.
-    ragged = kind.bits == 2 and len(weight.shape) == 2 and weight.shape[-1] % 4 != 0
-    return target == "standard" or not (ragged or _is_captured(weight))
-
-
-def _is_captured(weight: Weight) -> bool:
-    """Whether a subgraph reads the weight from the graph around it, itself or what a chain of nodes makes of it."""
-    readers = [node for node, _ in weight.source.uses()] + [site.node for site in weight.sites]
-    return any(node.graph is not weight.source.graph for node in readers)
+    if target == "standard":
+        # Constant, which a function body needs, does not know the 6-bit types (ONNX 1.23, opset 28).
+        return not (weight.in_function and kind.bits == 6)
+    # A DequantizeLinear that onnxruntime does not fuse into a kernel expands its weight again in every run; a function
+    # of onnxq's is folded to float when the model is loaded, and runs as fast as the float model did.
+    return isinstance(kind, Integer) and will_fuse(weight, group.block, kind.bits)
 
 
 def _planned_bytes(weight: Weight, spec: QuantSpec) -> int:

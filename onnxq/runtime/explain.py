@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
-from onnxq.runtime.fusion import constant, fused_bits, integer_product, is_op, weight_of
+from onnxq.passes.fusion import constant, fused_bits, integer_product, is_op, weight_of
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.model.constants import constant_tensor
 from onnxq.model.operators import domain_of
+from onnxq.model.sites import Weight
 
 _BITS = {
     ir.DataType.INT2: 2,
@@ -58,12 +59,44 @@ def fused_bits(node: ir.Node) -> int | None:
     read = (*dequantize.inputs[:2], dequantize.outputs[0], node.inputs[1])
     if any(value is None or len(value.uses()) != 1 for value in read) or dequantize.outputs[0].is_graph_output():
         return None
-    # Quantized activations on either side are left to onnxruntime's integer kernels.
-    if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
-        return None
-    if not _blocks_along_k(dequantize) or not _plain_product(node) or _before_clip(node):
+    if not _blocks_along_k(dequantize) or not _takes_fused_weight(node):
         return None
     return _BITS.get(weight.dtype)
+
+
+def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
+    """Whether the reader of a weight becomes a `MatMulNBits`, once the weight is integers under a `DequantizeLinear`.
+
+    Args:
+        weight: Not quantized yet.
+        block: Neighbours along K that share a scale; None for one scale in all.
+        bits: Of the integers.
+    """
+    if len(weight.sites) != 1 or len(weight.shape) != 2 or len(weight.source.uses()) != 1:
+        return False
+    site = weight.sites[0]
+    if not is_op(site.node, "MatMul", "Gemm") or site.index != 1 or site.steps != weight.steps:
+        return False
+    # A DequantizeLinear in a subgraph whose weight stands in the graph around it makes onnxruntime refuse the model.
+    if site.node.graph is not weight.source.graph or any(node.graph is not site.node.graph for node in site.chain):
+        return False
+    # Rows of two-bit weights that do not fill whole bytes are fused to wrong numbers.
+    if bits == 2 and weight.shape[1] % 4:
+        return False
+    whole = block is None or block == weight.shape[0]
+    return (whole or block in _BLOCK_SIZES) and _takes_fused_weight(
+        site.node, transposed=site.transposed_by is not None
+    )
+
+
+def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
+    """Whether what surrounds a MatMul or Gemm lets onnxruntime fuse its weight.
+
+    Quantized activations on either side are left to the integer kernels. `transposed`: transB is about to be folded.
+    """
+    if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
+        return False
+    return _plain_product(node, transposed=transposed) and not _before_clip(node)
 
 
 def integer_product(node: ir.Node) -> bool:
@@ -97,12 +130,14 @@ def _blocks_along_k(dequantize: ir.Node) -> bool:
     return shape is not None and (len(shape.shape) == 0 or axis == 1)
 
 
-def _plain_product(node: ir.Node) -> bool:
+def _plain_product(node: ir.Node, *, transposed: bool) -> bool:
     """Whether the node is x @ w, or x @ w plus a bias of one dimension."""
     if is_op(node, "MatMul"):
         return not _becomes_gemm_with_wide_bias(node)
     attributes = node.attributes
-    if attributes.get_int("transA", 0) or attributes.get_int("transB", 0) or attributes.get_float("alpha", 1.0) != 1.0:
+    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
+        return False
+    if attributes.get_int("transB", 0) and not transposed:
         return False
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _rank(bias) in (None, 0, 1))
