@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import onnx
-from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import checker
 
 from onnxq.errors import ModelError
@@ -34,7 +34,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
             tensor.dims.append(0)
     try:
         checker.check_model(copy)
-    except (checker.ValidationError, ValueError, RuntimeError) as error:
+    except (checker.ValidationError, EncodeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
 
 

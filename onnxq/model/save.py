@@ -76,8 +76,10 @@ class Staging:
 
         Raises:
             OutputError: the disk is full, or failed.
-            ValueError: the chunks have more or fewer bytes than the tensor.
+            ValueError: the chunks have more or fewer bytes than the tensor, or the output was committed.
         """
+        if self._committed:
+            raise ValueError("this output was committed before")
         with _output_errors(self.output):
             offset = self._data.align()
             for chunk in chunks:

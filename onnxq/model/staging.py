@@ -5,6 +5,7 @@ is moved out of it, a journal in it says what will be moved: whoever finds the f
 half-way, or finish one that only had old files left to remove.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -22,6 +23,8 @@ from onnxq.model.external import check_location
 PREFIX = ".onnxq-staging-"
 MODEL = "model.onnx"
 _JOURNAL = "journal.json"
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP))
 
 _logger = logging.getLogger(__name__)
 
@@ -112,7 +115,13 @@ def _make(parent: Path) -> tuple[Path, int]:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
         # Another run may take the new folder for an abandoned one before it is locked; then a new one is made.
         with suppress(BlockingIOError, FileNotFoundError):
-            lock = _lock(folder)
+            try:
+                lock = _lock(folder)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                # A file system without locks: nobody can tell that this folder was abandoned, so it would stay.
+                lock = os.open(folder, _FOLDER)
             if folder.exists():
                 return folder, lock
             os.close(lock)
@@ -120,7 +129,7 @@ def _make(parent: Path) -> tuple[Path, int]:
 
 def _lock(folder: Path) -> int:
     """Lock a folder and give its descriptor; BlockingIOError if a living process has it."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(folder, _FOLDER)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

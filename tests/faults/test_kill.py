@@ -1,5 +1,7 @@
 """A save that is killed leaves the old output or the new one, complete; and the next run clears away what it left."""
 
+import errno
+import fcntl
 import json
 import os
 import random
@@ -162,6 +164,16 @@ def test_folder_of_a_living_process_is_left_alone(tmp_path: Path) -> None:
             assert first in tmp_path.iterdir()
             assert len(list(tmp_path.iterdir())) == 2
         assert list(tmp_path.iterdir()) == [first]
+
+
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with stage(tmp_path / "a.onnx"), stage(tmp_path / "b.onnx"):
+        assert len(list(tmp_path.iterdir())) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_journal_of_a_stranger_removes_nothing_outside(tmp_path: Path) -> None:

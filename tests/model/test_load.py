@@ -2,6 +2,7 @@
 
 import gc
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes
@@ -13,9 +14,12 @@ import pytest
 
 from onnxq.errors import ModelError, UnsafeModelError
 from onnxq.model import load as door
+from onnxq.model import wire
 from onnxq.model.lift import LIFTED_BYTES
 from onnxq.model.load import Model, from_proto, load
 from onnxq.model.mapped import MappedTensor
+
+Trick = Callable[[bytes, bytes], tuple[bytes, bytes]]
 
 ADD = """
 <ir_version: 10, opset_import: ["": 21]>
@@ -68,6 +72,10 @@ def _codes(dtype: ir.DataType, count: int) -> np.ndarray:
     if dtype.bitwidth < 8:
         return ir.PackedTensor(np.arange(count * dtype.bitwidth // 8, dtype=np.uint8), dtype, shape=[count]).numpy()
     return np.repeat(bits, dtype.bitwidth // 8).view(dtype.numpy())
+
+
+def _field(number: int, content: bytes) -> bytes:
+    return wire.key(number) + wire.encode_varint(len(content)) + content
 
 
 def _open_files() -> int:
@@ -270,6 +278,31 @@ def test_newer_versions_than_onnx_knows(tmp_path: Path) -> None:
     model.ir_version = 99
     with pytest.raises(ModelError, match="ir_version"):
         load(_write(tmp_path / "m.onnx", model))
+
+
+@pytest.mark.parametrize(
+    "trick",
+    [
+        # Twice the same field: the last one counts. A graph in two fields: they are merged. Unknown fields are skipped.
+        lambda tensor, graph: (tensor + _field(9, b"\x01" * LIFTED_BYTES), graph),
+        lambda tensor, graph: (_field(9, b"\x02" * LIFTED_BYTES) + tensor, graph),
+        lambda tensor, graph: (tensor, graph + _field(7, onnx.GraphProto(doc_string="more").SerializeToString())),
+        lambda tensor, graph: (tensor, _field(7, onnx.GraphProto(name="other").SerializeToString()) + graph),
+    ],
+)
+def test_large_data_is_found_where_protobuf_finds_it(trick: Trick, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(ADD)
+    raw = np.arange(LIFTED_BYTES // 4, dtype=np.float32)
+    tensor, _ = trick(onnx.numpy_helper.from_array(raw, "t").SerializeToString(), b"")
+    graph = model.graph.SerializeToString() + _field(5, tensor)
+    model.ClearField("graph")
+    _, rest = trick(b"", _field(7, graph))
+    content = model.SerializeToString() + rest
+    (tmp_path / "m.onnx").write_bytes(content)
+    expected = onnx.ModelProto.FromString(content)
+    loaded = load(tmp_path / "m.onnx")
+    assert _weight(loaded, "t").tobytes() == expected.graph.initializer[1].raw_data
+    assert (loaded.ir.graph.name, loaded.ir.graph.doc_string or "") == (expected.graph.name, expected.graph.doc_string)
 
 
 def test_tensor_attribute_without_a_tensor(tmp_path: Path) -> None:

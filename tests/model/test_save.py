@@ -382,6 +382,8 @@ def test_second_commit_is_a_mistake_of_the_caller(source: Path, out: Path) -> No
         staging.commit(load(source))
         with pytest.raises(ValueError, match="before"):
             staging.commit(load(source))
+        with pytest.raises(ValueError, match="before"):
+            staging.append("t", ir.DataType.FLOAT, [1], [bytes(4)])
 
 
 def test_folder_that_does_not_sync_is_only_a_warning(
