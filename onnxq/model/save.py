@@ -2,7 +2,7 @@
 
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -82,12 +82,17 @@ class Staging:
             raise ValueError("this output was committed before")
         with _output_errors(self.output):
             offset = self._data.align()
-            for chunk in chunks:
-                self._data.write(_bytes_of(chunk))
         tensor = MappedTensor(self._data, offset, dtype, shape, name=name)
-        if (written := self._data.size - offset) != tensor.nbytes:
+        try:
+            for chunk in chunks:
+                with _output_errors(self.output):
+                    self._data.write(_bytes_of(chunk))
+            if (written := self._data.size - offset) != tensor.nbytes:
+                raise ValueError(f"tensor '{name}' {dtype} {list(shape)} takes {tensor.nbytes} bytes, not {written}")
+        except BaseException:
+            # The caller may leave this tensor out and go on.
             self._data.cut(offset)
-            raise ValueError(f"tensor '{name}' {dtype} {list(shape)} takes {tensor.nbytes} bytes, not {written}")
+            raise
         return tensor
 
     def commit(self, model: Model, *, external: bool | None = None, progress: Progress | None = None) -> Path:
@@ -118,7 +123,8 @@ class Staging:
             parts = form.parts()
             if (size := wire.length_of(parts)) > MAXIMUM_MODEL_BYTES:
                 raise OutputError(
-                    f"'{self.output}' would have {size} bytes in one message; write it with external data"
+                    f"'{self.output}' would have {size} bytes in one message, and {MAXIMUM_MODEL_BYTES} is the limit; "
+                    "write it with external data; nothing was changed"
                 )
             self._need_space(size)
             write_model(self._folder / MODEL, parts, report.advance)
@@ -143,7 +149,8 @@ class Staging:
             moves = copy_moves(checked, self.output, self._folder, force=self._force, advance=report.advance)
             copy_file(checked.file, self._folder / MODEL, report.advance)
             self._keep_mode()
-        self._publish(moves)
+        # Data that stood there already is not moved, but belongs to the new model too.
+        self._publish(moves, kept=checked.data)
         return self.output
 
     def close(self) -> None:
@@ -176,11 +183,12 @@ class Staging:
             guard(self._folder / MODEL)
         except ModelError as error:
             reason = str(error).replace(str(self._folder / MODEL), str(self.output))
+            reason = reason.replace(str(self._folder), str(self.output.parent))
             raise OutputError(f"the model to write is not valid: {reason}; nothing was changed") from error
 
-    def _publish(self, moves: Sequence[Move]) -> None:
+    def _publish(self, moves: Sequence[Move], kept: Collection[str] = ()) -> None:
         check_output(self.output, force=self._force, overwrite_of=None)
-        obsolete = [name for name in unused_data(self.output) if name not in {move.name for move in moves}]
+        obsolete = [name for name in unused_data(self.output) if name not in kept]
         with _output_errors(self.output):
             publish(self._folder, self.output, moves, obsolete)
 

@@ -1,7 +1,9 @@
 """Saving: what stands on the disk afterwards, and what is refused before anything is written."""
 
+import errno
 import os
 from collections import namedtuple
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -197,6 +199,18 @@ def test_appending_another_number_of_bytes_is_a_mistake_of_the_caller(out: Path)
     with stage(out / "m.onnx") as staging:
         with pytest.raises(ValueError, match="takes 8 bytes, not 7"):
             staging.append("t", ir.DataType.FLOAT, [2], [bytes(7)])
+        assert staging.append("t", ir.DataType.FLOAT, [2], [bytes(8)]).offset == 0
+
+
+def test_tensor_that_fails_half_way_leaves_no_gap(out: Path) -> None:
+    def broken() -> Iterator[bytes]:
+        yield bytes(100)
+        raise OSError(errno.EIO, "mine")
+
+    with stage(out / "m.onnx") as staging:
+        with pytest.raises(OSError, match="mine") as raised:
+            staging.append("t", ir.DataType.FLOAT, [100], broken())
+        assert not isinstance(raised.value, OutputError)
         assert staging.append("t", ir.DataType.FLOAT, [2], [bytes(8)]).offset == 0
 
 

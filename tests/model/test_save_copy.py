@@ -13,6 +13,11 @@ from onnxq.errors import OutputError
 from onnxq.model.load import from_proto, guard, load
 from onnxq.model.save import stage
 
+LARGE = f"""
+<ir_version: 10, opset_import: ["": 21]>
+g (float[1] x) => (float[1] y) <float[300] w = {{{", ".join(["1.0"] * 300)}}}> {{ y = Relu(x) }}
+"""
+
 KINDS = {"node": 1884, "simple": 23, "pytorch-converted": 82, "pytorch-operator": 35}
 
 
@@ -87,6 +92,15 @@ def test_copy_beside_the_input_shares_its_data(source: Path) -> None:
     _copy(source, source.parent / "copy.onnx")
     assert (source.parent / "w.bin").stat().st_ino == before.st_ino
     assert load(source.parent / "copy.onnx")
+
+
+@pytest.mark.parametrize("output", ["m.onnx", "copy.onnx"])
+def test_copy_over_itself_keeps_its_data(output: str, out: Path, source: Path) -> None:
+    with stage(out / "m.onnx") as staging:
+        staging.commit(from_proto(onnx.parser.parse_model(LARGE)), external=True)
+    for _ in range(2):
+        _copy(out / "m.onnx", out / output, force=True)
+    assert load(out / output).external
 
 
 def test_equal_data_that_is_there_is_left_alone(source: Path, out: Path) -> None:
