@@ -98,7 +98,7 @@ def _extremes(weight: np.ndarray, block: int | None) -> tuple[Floats, Floats]:
 def _grid(kind: Format, low: Floats, high: Floats, scale_type: ScaleType, *, symmetric: bool) -> _Grid:
     """Scales (and zero points) that let every weight of a group fit."""
     if not symmetric and isinstance(kind, Integer):
-        stored = scale_type.store((high.astype(np.float64) - low) / (kind.high - kind.low))
+        stored = scale_type.store(_or_one(high.astype(np.float64) - low, kind.high - kind.low))
         scale = stored.astype(np.float32)
         zero = np.clip(np.rint(kind.low - low / scale), kind.low, kind.high).astype(np.float32)
         return _Grid(kind, stored, None, scale, zero)
@@ -106,14 +106,21 @@ def _grid(kind: Format, low: Floats, high: Floats, scale_type: ScaleType, *, sym
     # A power-of-two scale maps the binade of the largest weight to the highest binade of the format (OCP MX v1.0, 6.3).
     top = kind.max_value if scale_type.rounding == "nearest" else 2.0 ** np.floor(np.log2(kind.max_value))
     if not scale_type.two_level:
-        stored = scale_type.store(absmax / np.float32(top))
+        stored = scale_type.store(_or_one(absmax, np.float32(top)))
         return _Grid(kind, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
     largest = float(absmax.max()) if absmax.size else 0.0
     tensor_scale = np.float32(max(largest / float(top) / scale_type.largest, float(tiny)))
-    stored = scale_type.store(absmax / np.float32(top) / tensor_scale)
+    stored = scale_type.store(_or_one(absmax, np.float32(top) * tensor_scale))
     return _Grid(kind, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
+
+
+def _or_one(extent: np.ndarray, steps: float | np.float32) -> np.ndarray:
+    """The scale that spreads `extent` over `steps`; 1 for a group of zeros, which any scale fits."""
+    scale = np.ones_like(extent)
+    np.divide(extent, steps, out=scale, where=extent > 0)
+    return scale
 
 
 def _sampled_error(weight: np.ndarray, grid: _Grid, block: int | None) -> float:
