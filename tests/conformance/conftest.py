@@ -203,6 +203,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
             yield attribute.name, attribute.g
 
 
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        for node in waiting.pop().node:
+            yield node
+            waiting.extend(graph for _, graph in bodies(node))
+
+
 class Decoded:
     """The original model with the weights that an emitted model means, as floats.
 
@@ -266,6 +274,11 @@ def quiet_session(model: onnx.ModelProto, **config: str) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@pytest.fixture(scope="session", name="quiet_session")
+def _quiet_session() -> Callable[..., onnxruntime.InferenceSession]:
+    return quiet_session
+
+
 @pytest.fixture(scope="session")
 def oracle() -> type[Decoded]:
     return Decoded
@@ -278,7 +291,7 @@ def run() -> Callable[[onnx.ModelProto, dict[str, np.ndarray]], list[np.ndarray]
     def call(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         exact = onnx.ModelProto()
         exact.CopyFrom(model)
-        for node in [*exact.graph.node, *(node for each in exact.functions for node in each.node)]:
+        for node in all_nodes(exact):
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = 1
