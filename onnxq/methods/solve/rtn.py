@@ -32,8 +32,10 @@ class _Grid:
         if self.zero_point is not None:
             units += chunk.scale(self.zero_point)
         codes, values = self.format.quantize_finite(units)
-        values -= units
+        if self.zero_point is not None:
+            values -= chunk.scale(self.zero_point)
         values *= scale
+        values -= weight
         return codes, _square(values)
 
 
@@ -131,9 +133,14 @@ def _sampled_error(weight: np.ndarray, grid: _Grid, block: int | None) -> float:
 
 
 def _square(x: Floats) -> float:
-    """Sum of squares; a chunk is short enough for float32 sums."""
+    """Sum of squares; a chunk is short enough for float32 sums, unless the squares leave float32 themselves."""
     flat = x.reshape(-1)
-    return float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):
+        total = float(np.dot(flat, flat))
+    if not 1e-25 < total < np.inf:
+        wide = flat.astype(np.float64)
+        total = float(np.dot(wide, wide))
+    return total
 
 
 @dataclass(frozen=True)
