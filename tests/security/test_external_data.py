@@ -281,9 +281,12 @@ def test_reference_without_the_external_flag_is_checked_too(tmp_path: Path, outs
         load(tmp_path / "m.onnx")
 
 
-def test_data_and_reference_at_once_are_refused(tmp_path: Path, outside: Path) -> None:
+@pytest.mark.parametrize("count", [1, 2048])
+def test_data_and_reference_at_once_are_refused(count: int, tmp_path: Path, outside: Path) -> None:
+    # Small data stays in the message and large data is taken out of it.
     model = _attacked("initializer", _plain(tmp_path, outside))
-    model.graph.initializer[0].raw_data = b"\0" * 4
+    model.graph.initializer[0].raw_data = bytes(4 * count)
+    model.graph.initializer[0].dims[0] = count
     (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(ModelError, match="at the same time"):
         load(tmp_path / "m.onnx")
