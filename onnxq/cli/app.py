@@ -70,6 +70,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         typer.main.get_command(app).main(arguments, prog_name="onnxq")
         code = 0
+    except _Stopped as stopped:
+        tell(f"stopped by {stopped.signal.name}")
+        code = 128 + stopped.signal
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 0
     except BrokenPipeError:
@@ -88,13 +91,21 @@ def _run(arguments: Sequence[str] | None) -> int:
     return code
 
 
+class _Stopped(SystemExit):
+    """A signal asked the process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.signal = signal.Signals(number)
+
+
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Let the signals that end a process raise SystemExit instead, so that nothing is left half-written."""
+    """Let the signals that end a process raise `_Stopped` instead, so that nothing is left half-written."""
 
     def stop(number: int, _: FrameType | None) -> None:
-        tell(f"stopped by {signal.Signals(number).name}")
-        raise SystemExit(128 + number)
+        # Only raised here: printing could interrupt a print.
+        raise _Stopped(number)
 
     # A signal that is ignored stays so: under nohup, or in the background of a script.
     usual = (signal.SIG_DFL, signal.default_int_handler)

@@ -14,7 +14,7 @@ LONG = "model.layers.17.self_attn.q_proj.weight_quantized"
         (1000, "1 kB"),
         (10_681_086, "10.7 MB"),
         (999_600, "1 MB"),
-        (3 << 40, "3.3e+03 GB"),
+        (3 << 40, "3,299 GB"),
     ],
 )
 def test_a_size_has_three_digits_and_a_unit(size, text):
