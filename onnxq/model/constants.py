@@ -32,6 +32,11 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
 
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     """The integers of a small constant, for instance a shape; None where it is no constant."""
+    producer = None if value is None else value.producer()
+    if producer is not None and domain_of(producer) == "" and producer.op_type == "Constant":
+        listed = producer.attributes.get("value_ints")
+        if listed is not None and not listed.is_ref():
+            return tuple(listed.as_ints())
     tensor = constant_tensor(value)
     if tensor is None or tensor.dtype not in (ir.DataType.INT64, ir.DataType.INT32) or tensor.size > 64:
         return None
@@ -77,6 +82,8 @@ def _view(node: ir.Node, shape: tuple[int, ...]) -> View | None:
             return "Identity", ()
         case "Transpose":
             perm = node.attributes.get("perm")
+            if perm is not None and perm.is_ref():
+                return None
             return "Transpose", tuple(perm.as_ints()) if perm else tuple(reversed(range(len(shape))))
         case "Cast":
             to = node.attributes["to"]
@@ -91,7 +98,7 @@ def _reshaped(node: ir.Node, shape: tuple[int, ...]) -> View | None:
     if numbers is None:
         return None
     if node.op_type == "Reshape":
-        if 0 in numbers and (flag := node.attributes.get("allowzero")) is not None and flag.value:
+        if 0 in numbers and (flag := node.attributes.get("allowzero")) is not None and (flag.is_ref() or flag.value):
             return None
         dims = [shape[at] if dim == 0 and at < len(shape) else dim for at, dim in enumerate(numbers)]
         rest = math.prod(dim for dim in dims if dim != -1)

@@ -36,10 +36,12 @@ class Operand:
     embedding: bool = False
 
 
-def is_set(node: ir.Node, name: str) -> bool:
-    """Whether a node has an attribute of that name that is not zero."""
+def is_set(node: ir.Node, name: str) -> bool | None:
+    """Whether a node has an attribute of that name that is not zero; None where a function's caller decides."""
     attribute = node.attributes.get(name)
-    return attribute is not None and not attribute.is_ref() and bool(attribute.value)
+    if attribute is not None and attribute.is_ref():
+        return None
+    return attribute is not None and bool(attribute.value)
 
 
 def _matmul_right(_node: ir.Node, rank: int) -> Layout | None:
@@ -54,7 +56,8 @@ def _unless_batch_turned(plain: Callable[[ir.Node, int], Layout | None]) -> Call
     """FusedMatMul can also move its batch axes, which no weight of a model was seen to need."""
 
     def layout(node: ir.Node, rank: int) -> Layout | None:
-        return None if is_set(node, "transBatchA") or is_set(node, "transBatchB") else plain(node, rank)
+        straight = is_set(node, "transBatchA") is False and is_set(node, "transBatchB") is False
+        return plain(node, rank) if straight else None
 
     return layout
 

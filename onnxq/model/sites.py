@@ -180,9 +180,12 @@ def _site_of(
     layout = operand.layout(node, rank)
     if layout is None:
         return None
-    transposed_by = operand.transposed_by if operand.transposed_by and is_set(node, operand.transposed_by) else None
-    if transposed_by and steps is not None:
+    turned = operand.transposed_by is not None and is_set(node, operand.transposed_by)
+    if turned is None:
+        steps = None
+    elif turned and steps is not None:
         steps = (*steps, ("Transpose", (*range(rank - 2), rank - 1, rank - 2)))
+    transposed_by = operand.transposed_by if turned else None
     return Site(node, operand.index, layout, operand.embedding, source, chain, steps, transposed_by)
 
 
@@ -199,10 +202,11 @@ def _weight(
     obstacle = _obstacle(source, tensor, sites)
     if obstacle is None:
         if all(site.steps == sites[0].steps for site in sites):
-            steps, layout = sites[0].steps or (), sites[0].layout
+            steps = sites[0].steps or ()
+            layout = sites[0].layout if all(site.layout == sites[0].layout for site in sites) else None
         else:
             layout = _common_layout(sites)
-        if layout is None or any(site.layout != sites[0].layout for site in sites if site.steps == steps):
+        if layout is None:
             obstacle = "its readers sum over different axes"
     return Weight(
         name=prefix + (source.name or ""),
