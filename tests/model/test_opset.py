@@ -167,7 +167,7 @@ COMPUTE = {
     "average pool": "y = AveragePool<kernel_shape=[3], strides=[2], ceil_mode=1, pads=[1,1]>(x)",
     "max pool": "y = MaxPool<kernel_shape=[3], strides=[2], ceil_mode=1>(x)",
     "lp pool": "y = LpPool<kernel_shape=[2]>(x)",
-    "shape and reshape": "s = Shape(x) r = Reshape(x, s) y = ReduceMax<keepdims=0>(r)",
+    "reshape": "s = Constant<value_ints=[0,-1]>() y = Reshape(x, s)",
     "scatter": "i = Constant<value=int64[1,1,1] {1}>() u = Constant<value=float[1,1,1] {9.0}>() "
     "y = ScatterElements<axis=1>(x, i, u)",
     "names that onnx-ir would give": "val_0 = Relu(x) val_1 = ReduceMean<axes=[1]>(val_0) "
