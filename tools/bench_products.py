@@ -3,7 +3,7 @@
     python tools/bench_products.py
     python tools/bench_products.py --width 4096 --rows 1,64
 
-Every row is a model of one MatMul of a [width, width] weight, quantized with a preset for a target, in unmodified
+Every row is one MatMul of [M, width] with a [width, width] weight, quantized with a preset for a target, in unmodified
 onnxruntime at an accuracy level: 4 rounds activations to int8, 1 leaves them float. The fastest of many runs counts.
 """
 
@@ -75,13 +75,12 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--rows", default="1,16,256", help="of x, comma-separated")
+    parser.add_argument("--rows", default="1,16,256", help="values of M, comma-separated")
     options = parser.parse_args()
     rows = [int(each) for each in options.rows.split(",")]
-    print(
-        f"{platform.machine()}, onnxruntime {onnxruntime.__version__}, milliseconds, weight {options.width} squared\n"
-    )
-    header = ["recipe", "target", "accuracy level", *(f"{each} rows" for each in rows)]
+    print(f"{platform.machine()}, onnxruntime {onnxruntime.__version__}")
+    print(f"Milliseconds for one product with a weight of {options.width} x {options.width}\n")
+    header = ["recipe", "target", "accuracy level", *(f"M = {each}" for each in rows)]
     print(f"{_line(header)}\n{_line(['---'] * len(header))}")
     model = make_model(options.width)
     for preset, target, level in CASES:

@@ -36,6 +36,7 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 MODEL, TOKENS = SAMPLES / "code_lm" / "model.onnx", SAMPLES / "code_lm" / "heldout.npy"
 DIGITS, TEST = ("resnet", "vit"), SAMPLES / "digits" / "test.npz"
 PRESETS = [name for name in preset_names() if name != "none"]
+TARGETS = ("ort", "ort-int8", "standard")
 LARGEST_DIFFERENCE = 1e-4
 _FLOAT_ACTIVATIONS = 1
 _HEADER = ("recipe", "target", "file", "bits a weight", "perplexity", "change", "how its weights ran")
@@ -72,12 +73,15 @@ class Row:
         return recipe, target, size, f"{self.bits:.2f}", f"{self.perplexity:.3f}", change, self.how
 
 
-def measure(presets: Sequence[str], folder: Path, *, limit: int | None = None) -> Iterator[Row]:
+def measure(
+    presets: Sequence[str], folder: Path, *, targets: Sequence[str] = TARGETS, limit: int | None = None
+) -> Iterator[Row]:
     """Rows of the language model, the float model first.
 
     Args:
         presets: Names.
         folder: Where the models go.
+        targets: With `ort` first.
         limit: Windows of 256 tokens that are used; None for all.
     """
     plain = onnxq.evaluate(MODEL, tokens=TOKENS, limit=limit)
@@ -85,7 +89,7 @@ def measure(presets: Sequence[str], folder: Path, *, limit: int | None = None) -
     yield Row("float", "", MODEL.stat().st_size, 16.0, plain.value, 0.0, _how(plain.execution))
     for preset in presets:
         exact = plain_bits = 0.0
-        for target in ("ort", "ort-int8", "standard"):
+        for target in targets:
             output = folder / f"{preset}-{target}.onnx"
             report = onnxq.quantize(MODEL, preset, output=output, target=target)
             bits = _bits(report)
