@@ -203,9 +203,6 @@ OPERATORS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     ),
 }  # fmt: skip
 
-# com.microsoft.GemmFastGelu and these have no CPU kernel; the rest is only run where both models run.
-NO_HALF = {"fused conv", "fused gemm", "attention", "embedding and norms", "conv transpose 3-D"}
-
 
 def weights_of(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, np.ndarray]:
     """Weights as they are met: nearly normal, some outliers, one column of zeros."""
