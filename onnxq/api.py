@@ -1,5 +1,6 @@
 """The calls that the command line and Python programs use."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -44,7 +45,7 @@ def quantize(
     model: str | Path,
     recipe: str | Path | Recipe = "fp6",
     *,
-    output: str | Path,
+    output: str | Path | None = None,
     target: str = "ort",
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
@@ -57,7 +58,8 @@ def quantize(
     Args:
         model: The .onnx file; its external data is read from beside it.
         recipe: A preset's name, a YAML file, or a `Recipe`.
-        output: The file to write. It appears complete or not at all; until then what stood there stays.
+        output: The file to write; by default `<model>-<recipe>.onnx` beside the model. It appears complete or not at
+            all; until then what stood there stays.
         target: `ort` runs in onnxruntime as it is, `standard` uses the tensor types of ONNX 1.23 (for interchange; no
             runtime executes all of them), `ort-int8` stores FP6 E2M3 and FP4 as int8 for onnxruntime's 8-bit kernel.
         include: Globs on names of nodes and weights; others stay float.
@@ -79,6 +81,8 @@ def quantize(
     """
     started = time.perf_counter()
     chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
+    if output is None:
+        output = Path(model).with_name(f"{Path(model).stem}-{re.sub(r'[^\w.-]+', '-', chosen.name)}.onnx")
     with stage(output, force=force, overwrite_of=Path(model)) as staging:
         if not any(rule.weight for rule in chosen.rules):
             # A copy needs no graph, so it also keeps what the graph library would lose.

@@ -23,7 +23,7 @@ def preset_names() -> list[str]:
 
 
 def load_recipe(recipe: str | Path | Recipe) -> Recipe:
-    """A recipe by preset name or YAML file.
+    """A recipe by preset name or YAML file; one without a name is called as its file.
 
     Raises:
         RecipeError: No such preset or file, or a mistake in it; the message says where and what would be valid.
@@ -43,7 +43,8 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
             raise RecipeError(f"{path}: a recipe of more than {_MAX_BYTES} bytes is not read")
-        return parse_recipe(text.decode("utf-8"), source=str(path))
+        parsed = parse_recipe(text.decode("utf-8"), source=str(path))
+        return parsed if "name" in parsed.model_fields_set else parsed.model_copy(update={"name": path.stem})
     except OSError as error:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
