@@ -82,7 +82,8 @@ def quantize(
     started = time.perf_counter()
     chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
     if output is None:
-        output = Path(model).with_name(f"{Path(model).stem}-{re.sub(r'[^\w.-]+', '-', chosen.name)}.onnx")
+        name = re.sub(r"[^\w.-]+", "-", chosen.name)
+        output = Path(model).with_name(f"{Path(model).stem}-{name}.onnx")
     with stage(output, force=force, overwrite_of=Path(model)) as staging:
         if not any(rule.weight for rule in chosen.rules):
             # A copy needs no graph, so it also keeps what the graph library would lose.
