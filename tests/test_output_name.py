@@ -9,13 +9,13 @@ from onnxq.api import quantize
 from onnxq.errors import OutputError
 
 MODEL = """<ir_version: 10, opset_import: ["": 21]>
-g (float[m, 64] x) => (float[m, 64] y) <float[64, 64] w> { y = MatMul(x, w) }"""
+g (float[m, 64] x) => (float[m, 64] y) { y = MatMul(x, w) }"""
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     proto = onnx.parser.parse_model(MODEL)
-    proto.graph.initializer[0].CopyFrom(onnx.helper.make_tensor("w", 1, [64, 64], [0.5] * 4096))
+    proto.graph.initializer.append(onnx.helper.make_tensor("w", 1, [64, 64], [0.5] * 4096))
     path = tmp_path / "net.onnx"
     path.write_bytes(proto.SerializeToString())
     return path
