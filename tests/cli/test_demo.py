@@ -46,12 +46,16 @@ def test_the_demonstration_shows_one_table_and_the_texts(onnxq, small_sample, tm
 
 
 def test_the_sample_is_looked_for_around_us_and_around_the_package(tmp_path, monkeypatch):
-    find = import_module("onnxq.cli.demo")._sample_folder
+    module = import_module("onnxq.cli.demo")
+    find, elsewhere = module._sample_folder, tmp_path / "onnxq" / "cli" / "demo.py"
     monkeypatch.chdir(SAMPLE.parents[1])
+    monkeypatch.setattr(module, "__file__", str(elsewhere))
     assert find(None) == Path("samples/code_lm")
     monkeypatch.chdir(tmp_path)
+    # As in an editable install, where the package stands in the clone.
+    monkeypatch.setattr(module, "__file__", str(SAMPLE.parents[1] / "onnxq" / "cli" / "demo.py"))
     assert find(None) == SAMPLE
-    monkeypatch.setattr(import_module("onnxq.cli.demo"), "__file__", str(tmp_path / "onnxq" / "cli" / "demo.py"))
+    monkeypatch.setattr(module, "__file__", str(elsewhere))
     with pytest.raises(UsageError, match="--sample DIR"):
         find(None)
 
