@@ -14,6 +14,7 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
+VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze")
 DTYPES = {
     onnx.TensorProto.FLOAT: np.dtype(np.float32),
     onnx.TensorProto.FLOAT16: np.dtype(np.float16),
@@ -70,7 +71,7 @@ def table(suffix: str) -> np.ndarray:
 def codes_of(raw: bytes, bits: int, count: int) -> np.ndarray:
     """Dense codes, least significant bit first."""
     stream = np.unpackbits(np.frombuffer(raw, np.uint8), bitorder="little")[: count * bits].reshape(count, bits)
-    return stream @ (1 << np.arange(bits))
+    return np.packbits(stream, axis=1, bitorder="little")[:, 0]
 
 
 def array_of(tensor: onnx.TensorProto) -> np.ndarray:
@@ -104,6 +105,22 @@ def _constant(attribute: onnx.AttributeProto) -> onnx.TensorProto:
     return numpy_helper.from_array(np.array(onnx.helper.get_attribute_value(attribute)))
 
 
+def shown(op_type: str, first: np.ndarray, rest: list[np.ndarray], attributes: dict) -> np.ndarray:
+    """What a node that moves no numbers makes of a constant."""
+    match op_type:
+        case "Transpose":
+            return first.transpose(attributes.get("perm"))
+        case "Cast":
+            return first.astype(DTYPES[attributes["to"]])
+        case "Reshape":
+            return first.reshape([first.shape[at] if dim == 0 else dim for at, dim in enumerate(rest[0])])
+        case "Squeeze":
+            return first.squeeze(tuple(rest[0]))
+        case "Unsqueeze":
+            return np.expand_dims(first, tuple(rest[0]))
+    return first
+
+
 class Scope:
     """The constants that a graph or function body sees."""
 
@@ -127,32 +144,21 @@ class Scope:
         node = self.makers.get(name)
         if node is None:
             return self.outer.value(name) if self.outer else None
+        if node.op_type not in VIEWS and node.op_type != "DequantizeLinear" and node.domain != "onnxq":
+            return None
         given = [self.value(each) if each else None for each in node.input]
-        if not given or given[0] is None:
+        if given[0] is None:
             return None
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
         first, coded = given[0]
         rest = [None if each is None else each[0] for each in given[1:]]
         if node.op_type == "DequantizeLinear":
-            return self._dequantize_linear(node, first, rest, attributes), True
+            return self._dequantize_linear(first, rest, attributes), True
         if node.domain == "onnxq":
             return self._dequantize_onnxq(node.op_type, first, rest, attributes), True
-        match node.op_type:
-            case "Transpose":
-                return first.transpose(attributes.get("perm")), coded
-            case "Identity":
-                return first, coded
-            case "Cast":
-                return first.astype(DTYPES[attributes["to"]]), coded
-            case "Reshape":
-                return first.reshape([first.shape[i] if dim == 0 else dim for i, dim in enumerate(rest[0])]), coded
-            case "Squeeze":
-                return first.squeeze(tuple(rest[0])), coded
-            case "Unsqueeze":
-                return np.expand_dims(first, tuple(rest[0])), coded
-        return None
+        return shown(node.op_type, first, rest, attributes), coded
 
-    def _dequantize_linear(self, node, first, rest, attributes) -> np.ndarray:
+    def _dequantize_linear(self, first, rest, attributes) -> np.ndarray:
         scale, zero = rest[0], rest[1] if len(rest) > 1 else None
         result = dequantize(first, scale, zero, attributes.get("axis", 1), attributes.get("block_size", 0))
         return result.astype(DTYPES[attributes["output_dtype"]] if attributes.get("output_dtype") else scale.dtype)
