@@ -63,7 +63,8 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
         sink: Takes the bytes.
 
     Returns:
-        Bytes of codes and scales, or None where the operator has no block size for the weight's groups.
+        Bytes of codes and scales, or None where the operator has no block size for the weight's groups, or filled up to
+        whole blocks the weight would be larger than it was.
     """
     _, k, n = solution.codes.shape
     group = k if solution.block is None else solution.block
@@ -73,6 +74,8 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
     while block > 16 and block >= 2 * k:
         block //= 2
     blocks = -(-k // block)
+    if n * blocks * (block + solution.scale.itemsize) >= weight.size_bytes:
+        return None
     # Unsigned codes with 128 for zero, each column padded to whole blocks.
     codes = np.full((n, blocks * block), 128, np.uint8)
     codes[:, :k] = solution.codes[0].T + np.uint8(128)

@@ -12,7 +12,7 @@ from onnxq.formats.scales import ScaleType
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.fusion import will_fuse
-from onnxq.passes.target import Target, is_standard_form, needed_versions
+from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
 
 _AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -171,7 +171,7 @@ def _decide(
         if isinstance(answer, str):
             reason = answer
         else:
-            planned = _planned_bytes(weight, answer)
+            planned = _planned_bytes(weight, answer, target) if weight.size else 0
             reason = _refusal(weight, answer, target, planned, raising)
             spec = answer if reason is None else None
     return Decision(
@@ -227,9 +227,16 @@ def leaves_standard(weight: Weight, kind: Format, group: Grouping, target: Targe
     return isinstance(kind, Integer) and will_fuse(weight, group.block, kind.bits)
 
 
-def _planned_bytes(weight: Weight, spec: QuantSpec) -> int:
-    """Bytes of codes, scales and zero points, with the widest of the candidate formats."""
-    bits = max(get_format(name).bits for name in spec.format)
+def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
+    """Bytes of codes, scales and zero points, with the widest of the candidate formats.
+
+    A weight that becomes int8 without loss takes some more where the kernel's blocks are filled up.
+    """
+    kinds = [get_format(name) for name in spec.format]
+    int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16
+    bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)
     group = grouping(weight, spec)
-    scales = group.scales * group.scale_type.dtype.itemsize + (4 if group.scale_type.two_level else 0)
+    # Scales of one byte have one float32 for the tensor beside them.
+    itemsize = group.scale_type.dtype.itemsize
+    scales = group.scales * itemsize + (4 if itemsize == 1 else 0)
     return packed_bytes(weight.size, bits) + scales + (0 if spec.symmetric else packed_bytes(group.scales, bits))

@@ -151,7 +151,8 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     if spec is None:
         raise ValueError(weight.name)
     size_bytes = None
-    if plan.target == "ort-int8" and (exact := int8.as_int8(solution, weight.dtype)):
+    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" else None
+    if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if int8.is_matmul_weight(weight):
             size_bytes = int8.replace_matmuls(editor, weight, solution, sink)
