@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 
 from onnxq.errors import NonFiniteError
@@ -61,7 +62,8 @@ def solve(
         The solution with the smallest squared error.
     """
     low, high = _extremes(weight, block)
-    grids = [_grid(each, low, high, scale_type, symmetric=symmetric) for each in formats]
+    largest = float(ml_dtypes.finfo(weight.dtype).max)  # type: ignore[no-untyped-call]
+    grids = [_grid(each, low, high, scale_type, symmetric=symmetric, largest=largest) for each in formats]
     grid = (
         grids[0] if len(grids) == 1 else grids[int(np.argmin([_sampled_error(weight, each, block) for each in grids]))]
     )
@@ -97,25 +99,40 @@ def _extremes(weight: np.ndarray, block: int | None) -> tuple[Floats, Floats]:
     return low, high
 
 
-def _grid(kind: Format, low: Floats, high: Floats, scale_type: ScaleType, *, symmetric: bool) -> _Grid:
-    """Scales (and zero points) that let every weight of a group fit."""
+def _grid(kind: Format, low: Floats, high: Floats, scale_type: ScaleType, *, symmetric: bool, largest: float) -> _Grid:
+    """Scales (and zero points) that let every weight of a group fit; no code means more than `largest`."""
+    values = kind.values[np.isfinite(kind.values)]
     if not symmetric and isinstance(kind, Integer):
         stored = scale_type.store(_or_one(high.astype(np.float64) - low, kind.high - kind.low))
-        scale = stored.astype(np.float32)
-        zero = np.clip(np.rint(kind.low - low / scale), kind.low, kind.high).astype(np.float32)
-        return _Grid(kind, stored, None, scale, zero)
-    absmax = np.maximum(high, -low)
+        zero = np.clip(np.rint(kind.low - low / stored.astype(np.float32)), kind.low, kind.high).astype(np.float32)
+        stored = _within(stored, largest / np.maximum(values.max() - zero, zero - values.min()))
+        return _Grid(kind, stored, None, stored.astype(np.float32), zero)
+    absmax, farthest = np.maximum(high, -low), float(np.abs(values).max())
     # A power-of-two scale maps the binade of the largest weight to the highest binade of the format (OCP MX v1.0, 6.3).
     top = kind.max_value if scale_type.rounding == "nearest" else 2.0 ** np.floor(np.log2(kind.max_value))
     if not scale_type.two_level:
-        stored = scale_type.store(_or_one(absmax, np.float32(top)))
+        stored = _within(scale_type.store(_or_one(absmax, np.float32(top))), largest / farthest)
         return _Grid(kind, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
-    largest = float(absmax.max()) if absmax.size else 0.0
-    tensor_scale = np.float32(max(largest / float(top) / scale_type.largest, float(tiny)))
+    widest = float(absmax.max()) if absmax.size else 0.0
+    tensor_scale = np.float32(max(widest / float(top) / scale_type.largest, float(tiny)))
     stored = scale_type.store(_or_one(absmax, np.float32(top) * tensor_scale))
+    stored = _within(stored, largest / farthest / float(tensor_scale))
     return _Grid(kind, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
+
+
+def _within(stored: np.ndarray, limit: float | np.ndarray) -> np.ndarray:
+    """Scales as stored, those above a limit lowered to the next one below it.
+
+    Rounded to nearest, the largest weights of a float16 model would decode to Inf.
+    """
+    over = stored.astype(np.float64) > limit
+    if over.any():
+        capped = np.broadcast_to(limit, stored.shape).astype(stored.dtype)
+        above = capped.astype(np.float64) > limit
+        stored = np.where(over, np.where(above, np.nextafter(capped, np.zeros_like(capped)), capped), stored)
+    return stored
 
 
 def _or_one(extent: np.ndarray, steps: float | np.float32) -> np.ndarray:
