@@ -2,14 +2,15 @@
 
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
-import onnx_ir as ir
 
+from onnxq.errors import UsageError
+from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.passes.finish import finish, fuse_products
@@ -23,6 +24,8 @@ from onnxq.runtime.explain import execution
 
 Progress = Callable[[str, int, int], None]
 """Called with the weight just done, elements done, and elements in all."""
+Globs = str | Sequence[str]
+"""One glob, or several."""
 
 
 def plan(
@@ -30,13 +33,13 @@ def plan(
     recipe: str | Path | Recipe = "fp6",
     *,
     target: str = "ort",
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
+    include: Globs = (),
+    exclude: Globs = (),
 ) -> Report:
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), Selection(include, exclude))
+    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
     entries = tuple(_planned(decision) for decision in made)
     return _report(loaded, None, made, entries, started=started)
 
@@ -47,8 +50,8 @@ def quantize(
     *,
     output: str | Path | None = None,
     target: str = "ort",
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     force: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -77,10 +80,10 @@ def quantize(
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
         NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
         OutputError: The output exists, or cannot be written.
-        UsageError: There is no such target.
+        UsageError: There is no such target, or `threads` is not positive.
     """
     started = time.perf_counter()
-    chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
+    chosen, checked_target, selection = load_recipe(recipe), check_target(target), _selection(include, exclude)
     if output is None:
         name = re.sub(r"[^\w.-]+", "-", chosen.name)
         output = Path(model).with_name(f"{Path(model).stem}-{name}.onnx")
@@ -105,20 +108,27 @@ def quantize_proto(
     recipe: str | Path | Recipe = "fp6",
     *,
     target: str = "ort",
-    include: tuple[str, ...] = (),
-    exclude: tuple[str, ...] = (),
+    include: Globs = (),
+    exclude: Globs = (),
     threads: int | None = None,
 ) -> tuple[onnx.ModelProto, Report]:
     """Quantize a model in memory; arguments and errors as for `quantize`. The argument is not changed."""
     started = time.perf_counter()
     loaded = from_proto(model)
-    selection = Selection(include, exclude)
+    selection = _selection(include, exclude)
     made, entries = _transform(loaded, load_recipe(recipe), check_target(target), selection, Memory(), threads, None)
     result = onnx.ModelProto()
-    result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
+    if any(each.format for each in entries):
+        result.ParseFromString(Form.of(loaded.ir).tobytes())
+    else:
+        result.CopyFrom(model)
     notes = _notes(loaded, made.target)
     report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
+
+
+def _selection(include: Globs, exclude: Globs) -> Selection:
+    return Selection(*((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude)))
 
 
 def _transform(
@@ -131,6 +141,8 @@ def _transform(
     progress: Progress | None,
 ) -> tuple[Plan, tuple[Entry, ...]]:
     """Plan, quantize, and bring the graph into the form of the target."""
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; at least one has to work")
     made, weights = make_plan(model.ir, recipe, target, selection)
     if not made.quantized:
         return made, tuple(_planned(decision) for decision in made)
