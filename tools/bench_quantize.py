@@ -97,7 +97,7 @@ def main() -> None:
         for recipe in recipes:
             output = str(Path(folder) / f"{recipe}.onnx")
             arguments = ["quantize", str(model), "-o", output, "--recipe", recipe, "--force"]
-            commands[f"onnxq {recipe}"] = [sys.executable, "-m", "onnxq.cli", *arguments]
+            commands[f"onnxq {recipe}"] = [sys.executable, "-m", "onnxq", *arguments]
         runs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for _ in range(options.rounds):
             for name, command in commands.items():

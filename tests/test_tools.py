@@ -1,0 +1,24 @@
+"""The tools that print figures run, at the smallest size they take."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_the_conversion_measures_both_quantizers(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "bench_quantize.py"), "--layers", "1", "--rounds", "1"]
+    command += ["--recipes", "int4", "--folder", str(tmp_path), "--json", str(tmp_path / "result.json")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    runs = json.loads((tmp_path / "result.json").read_text())["runs"]
+    assert set(runs) == {"onnxruntime int4", "onnxq int4"}
+    assert all(run["seconds"] > 0 and run["anonymous_mib"] > 0 for run in runs.values())
+    assert "limit of anonymous memory" in done.stdout
