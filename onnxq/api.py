@@ -1,7 +1,7 @@
 """The calls that the command line and Python programs use."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,8 +9,12 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
+from onnxq.model.sites import Weight
+from onnxq.passes.calibrate import needs_data, requests
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
@@ -18,7 +22,8 @@ from onnxq.passes.sink import Memory, Sink
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.report import Entry, Report
-from onnxq.runtime.explain import execution
+from onnxq.statistics.collect import Calibration, collect
+from onnxq.statistics.statistics import Statistics
 
 Progress = Callable[[str, int, int], None]
 """Called with the weight just done, elements done, and elements in all."""
@@ -49,6 +54,7 @@ def quantize(
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
     force: bool = False,
+    calibration: Calibration | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -63,6 +69,7 @@ def quantize(
         include: Globs on names of nodes and weights; others stay float.
         exclude: Globs on names of nodes and weights that stay float.
         force: Replace an output that exists.
+        calibration: Data for methods that look at activations; of the others some do better with it.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -75,7 +82,8 @@ def quantize(
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
         NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
         OutputError: The output exists, or cannot be written.
-        UsageError: There is no such target.
+        UsageError: There is no such target, or a method needs calibration data.
+        DataError: The calibration data does not fit the model.
     """
     started = time.perf_counter()
     chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
@@ -88,7 +96,7 @@ def quantize(
             size_bytes = source.size_bytes
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
-        made, entries = _transform(loaded, chosen, checked_target, selection, staging, threads, progress)
+        made, entries = _transform(loaded, chosen, checked_target, selection, staging, calibration, threads, progress)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = _notes(loaded, checked_target)
@@ -102,13 +110,16 @@ def quantize_proto(
     target: str = "ort",
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
+    calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> tuple[onnx.ModelProto, Report]:
     """Quantize a model in memory; arguments and errors as for `quantize`. The argument is not changed."""
     started = time.perf_counter()
     loaded = from_proto(model)
     selection = Selection(include, exclude)
-    made, entries = _transform(loaded, load_recipe(recipe), check_target(target), selection, Memory(), threads, None)
+    made, entries = _transform(
+        loaded, load_recipe(recipe), check_target(target), selection, Memory(), calibration, threads, None
+    )
     result = onnx.ModelProto()
     result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
     notes = _notes(loaded, made.target)
@@ -122,6 +133,7 @@ def _transform(
     target: Target,
     selection: Selection,
     sink: Sink,
+    calibration: Calibration | None,
     threads: int | None,
     progress: Progress | None,
 ) -> tuple[Plan, tuple[Entry, ...]]:
@@ -138,7 +150,16 @@ def _transform(
             progress(name, done, total)
 
     results = iter(
-        quantize_weights(model.ir, made, weights, sink, non_finite=recipe.non_finite, threads=threads, progress=advance)
+        quantize_weights(
+            model.ir,
+            made,
+            weights,
+            sink,
+            statistics=_statistics(model, made, weights, calibration),
+            non_finite=recipe.non_finite,
+            threads=threads,
+            progress=advance,
+        )
     )
     fuse_products(model.ir)
     finish(model.ir, made.opset, made.ir_version)
@@ -150,6 +171,18 @@ def _transform(
         }
     )
     return made, tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
+
+
+def _statistics(
+    model: Model, made: Plan, weights: Sequence[Weight], calibration: Calibration | None
+) -> Statistics | None:
+    """What the methods of a plan want to know about activations."""
+    if calibration is None:
+        if needy := needs_data(made):
+            raise UsageError(f"method {', '.join(needy)} needs calibration data: --calib DATA")
+        return None
+    wanted = requests(made, weights)
+    return collect(model, wanted, calibration) if wanted else None
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:

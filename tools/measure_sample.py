@@ -31,7 +31,7 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxq
 from onnxq.recipes import preset_names
-from onnxq.runtime.explain import Execution
+from onnxq.analysis.execution import Execution
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MODEL, TOKENS = SAMPLES / "code_lm" / "model.onnx", SAMPLES / "code_lm" / "heldout.npy"

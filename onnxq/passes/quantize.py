@@ -16,15 +16,18 @@ import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
+from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import rtn
+from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
+from onnxq.passes.calibrate import input_of
 from onnxq.passes.edit import Editor
 from onnxq.passes.insert import insert
 from onnxq.passes.plan import Decision, Plan, grouping
 from onnxq.passes.sink import Sink
 from onnxq.recipes import NonFinitePolicy
+from onnxq.statistics.statistics import Statistics
 
 _logger = logging.getLogger(__name__)
 
@@ -54,6 +57,7 @@ def quantize_weights(
     weights: Sequence[Weight],
     sink: Sink,
     *,
+    statistics: Statistics | None = None,
     non_finite: NonFinitePolicy = "error",
     threads: int | None = None,
     progress: Callable[[str, int], None] | None = None,
@@ -65,6 +69,7 @@ def quantize_weights(
         plan: From `make_plan` on this model.
         weights: From `make_plan`.
         sink: Takes the bytes.
+        statistics: From a calibration run on the same model, for methods that want them.
         non_finite: What to do with a weight that holds NaN or Inf.
         threads: How many weights are solved at a time; by default as many as there are processors.
         progress: Called with a weight's name and size in elements when it is done.
@@ -79,7 +84,7 @@ def quantize_weights(
     work = [(weight, each) for weight, each in zip(weights, plan, strict=True) if each.spec is not None]
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        for (weight, decision), solved in _in_order(executor, work, non_finite):
+        for (weight, decision), solved in _in_order(executor, work, non_finite, statistics):
             if isinstance(solved, str):
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solved))
             else:
@@ -93,14 +98,14 @@ _Work = tuple[Weight, Decision]
 
 
 def _in_order(
-    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy
+    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy, statistics: Statistics | None
 ) -> Iterator[tuple[_Work, Solution | str]]:
     """Solutions in the order of the work, with only as many alive as there are workers."""
     pending: deque[tuple[_Work, Future[Solution | str]]] = deque()
     waiting = iter(work)
     try:
         for item in waiting:
-            pending.append((item, executor.submit(_solve, *item, policy)))
+            pending.append((item, executor.submit(_solve, *item, policy, statistics)))
             if len(pending) > (os.cpu_count() or 1):
                 first, future = pending.popleft()
                 yield first, future.result()
@@ -112,18 +117,25 @@ def _in_order(
             future.cancel()
 
 
-def _solve(weight: Weight, decision: Decision, policy: NonFinitePolicy) -> Solution | str:
+def _solve(
+    weight: Weight, decision: Decision, policy: NonFinitePolicy, statistics: Statistics | None
+) -> Solution | str:
     """Codes and scales of one weight, or why it is left alone."""
     spec = decision.spec
     if spec is None:
         raise ValueError(weight.name)
     group = grouping(weight, spec)
     array = weight.read().reshape(group.matrix)
-    formats = [get_format(name) for name in spec.format]
+    grid = GridSpec([get_format(name) for name in spec.format], group.block, group.scale_type, spec.symmetric)
+    solver, tensor = SOLVERS[spec.method], input_of(weight)
+    known = statistics is not None and tensor is not None and solver.hessian != "no"
+    hessian = statistics.get(tensor, "hessian") if known and statistics and tensor else None
     try:
-        return rtn.solve(array, formats, block=group.block, scale_type=group.scale_type, symmetric=spec.symmetric)
+        return solver.solve(array, grid, hessian)
     except NonFiniteError as error:
         bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
+        if not len(bad):
+            raise
         what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
         if policy == "error":
             raise NonFiniteError(
@@ -133,9 +145,7 @@ def _solve(weight: Weight, decision: Decision, policy: NonFinitePolicy) -> Solut
         if policy == "skip":
             return what
         _logger.warning("%s, clamped", what)
-        return rtn.solve(
-            _clamped(array), formats, block=group.block, scale_type=group.scale_type, symmetric=spec.symmetric
-        )
+        return solver.solve(_clamped(array), grid, hessian)
 
 
 def _clamped(array: np.ndarray) -> np.ndarray:

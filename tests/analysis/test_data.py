@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from onnxq.analysis.data import cast, read
+from onnxq.statistics.data import cast, read
 from onnxq.errors import DataError
 from onnxq.runtime.inputs import Input
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onnxq.analysis.feeds import array_feeds, feeds_for, token_feeds
+from onnxq.statistics.feeds import array_feeds, feeds_for, token_feeds
 from onnxq.errors import DataError, UsageError
 from onnxq.runtime.inputs import Input
 

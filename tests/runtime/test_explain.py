@@ -6,7 +6,7 @@ import onnx
 import pytest
 
 from onnxq.model.load import from_proto
-from onnxq.runtime.explain import Execution, FusedMatMuls, execution
+from onnxq.analysis.execution import Execution, FusedMatMuls, execution
 
 RNG = np.random.default_rng(0)
 

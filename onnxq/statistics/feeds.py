@@ -6,19 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.analysis.data import Array, Source, cast, read
 from onnxq.errors import DataError, UsageError, nearest
 from onnxq.runtime.inputs import Input, token_feed, token_input
+from onnxq.statistics.data import Array, Source, cast, read
 
 LABELS = "labels"
 
 
 @dataclass(frozen=True)
 class Feed:
-    """One batch. The first `rows` of it count; the rest repeats a row to fill a batch size that the model fixes."""
+    """One batch, beginning at sample `first`.
+
+    The first `rows` of it count; the rest repeats a row to fill a batch size that the model fixes.
+    """
 
     inputs: dict[str, Array]
     rows: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Feeds:
         for start in range(0, self.samples, self.batch):
             rows = min(self.batch, self.samples - start)
             chosen = np.arange(start, start + (self.batch if self.fixed else rows))
-            yield Feed(self.make(np.minimum(chosen, self.samples - 1)), rows)
+            yield Feed(self.make(np.minimum(chosen, self.samples - 1)), rows, start)
 
 
 def feeds_for(
