@@ -1,1 +1,77 @@
-"""Turn an exported ONNX model into a smaller one, in FP6, FP4 or INT4, and run it in onnxruntime."""
+"""Turn an exported ONNX model into a smaller one, in FP6, FP4 or INT4, and run it in onnxruntime.
+
+Everything here is loaded when it is first asked for, so that `import onnxq` costs next to nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from onnxq.analysis.compare import compare
+    from onnxq.analysis.evaluate import evaluate
+    from onnxq.analysis.inspect import inspect
+    from onnxq.api import plan, quantize, quantize_proto
+    from onnxq.errors import OnnxqError
+    from onnxq.recipes import Recipe, load_recipe
+    from onnxq.report import Report
+    from onnxq.runtime.generate import generate
+    from onnxq.runtime.session import session
+
+    __version__: str
+
+__all__ = [
+    "OnnxqError",
+    "Recipe",
+    "Report",
+    "__version__",
+    "compare",
+    "evaluate",
+    "generate",
+    "inspect",
+    "load_recipe",
+    "plan",
+    "quantize",
+    "quantize_proto",
+    "session",
+]
+
+_HOMES = {
+    "OnnxqError": "errors",
+    "Recipe": "recipes",
+    "Report": "report",
+    "compare": "analysis.compare",
+    "evaluate": "analysis.evaluate",
+    "generate": "runtime.generate",
+    "inspect": "analysis.inspect",
+    "load_recipe": "recipes",
+    "plan": "api",
+    "quantize": "api",
+    "quantize_proto": "api",
+    "session": "runtime.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what is asked for (PEP 562), and keep it."""
+    if name == "__version__":
+        value = _version()
+    elif name in _HOMES:
+        value = getattr(import_module(f"onnxq.{_HOMES[name]}"), name)
+    else:
+        raise AttributeError(f"module 'onnxq' has no attribute '{name}'")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("onnxq")
+    except PackageNotFoundError:
+        # A source tree that is not installed.
+        return "unknown"

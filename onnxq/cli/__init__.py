@@ -1,0 +1,61 @@
+"""The command `onnxq`."""
+
+import sys
+
+from onnxq.cli.app import app, run
+from onnxq.cli.catalog import formats, recipes
+from onnxq.cli.convert import plan, quantize
+from onnxq.cli.demo import demo
+from onnxq.cli.generate import generate
+from onnxq.cli.help import with_examples
+from onnxq.cli.inspect import inspect
+from onnxq.cli.measure import compare, evaluate
+
+__all__ = ["app", "main"]
+
+_CONVERT, _JUDGE, _LEARN = "Convert", "Run and judge", "Learn"
+
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq quantize model.onnx -o small.onnx",
+        "onnxq quantize model.onnx -o small.onnx --recipe int4 --exclude '*lm_head*'",
+        "onnxq quantize model.onnx -o small.onnx --recipe mine.yaml --report what.json",
+        "onnxq quantize model.onnx --recipe fp4 --dry-run",
+    ),
+)(quantize)
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples("onnxq plan model.onnx --recipe fp4", "onnxq plan model.onnx --include '*mlp*' --json"),
+)(plan)
+app.command(rich_help_panel=_CONVERT, cls=with_examples("onnxq inspect model.onnx"))(inspect)
+app.command(
+    rich_help_panel=_JUDGE,
+    cls=with_examples(
+        "onnxq evaluate small.onnx --tokens heldout.npy",
+        "onnxq evaluate small.onnx --tokens heldout.npy --accuracy-level 1",
+        "onnxq evaluate small.onnx --data test.npz --labels labels",
+    ),
+)(evaluate)
+app.command(
+    rich_help_panel=_JUDGE,
+    cls=with_examples(
+        "onnxq compare model.onnx small.onnx --data heldout.npy",
+        "onnxq compare model.onnx small.onnx --data test.npz --limit 64 --worst 20",
+    ),
+)(compare)
+app.command(
+    rich_help_panel=_JUDGE,
+    cls=with_examples(
+        "onnxq generate small.onnx --tokenizer tokenizer.json --prompt 'import os'",
+        "onnxq generate small.onnx --tokenizer tokenizer.json -p 'def ' --temperature 0.7 --seed 1",
+    ),
+)(generate)
+app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq demo", "onnxq demo --full --keep models"))(demo)
+app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq recipes", "onnxq recipes fp4 > mine.yaml"))(recipes)
+app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq formats"))(formats)
+
+
+def main() -> None:
+    """Run the command line of this process and end it."""
+    sys.exit(run())

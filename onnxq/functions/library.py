@@ -16,6 +16,9 @@ from onnxq.functions import bodies
 DOMAIN = "onnxq"
 VERSION = 1
 
+# Families that call others, the outermost first.
+_CALLERS = ("MatMul", "Dequantize")
+
 
 def operator_suffix(kind: Format) -> str:
     """How operators name a format: `FP6E2M3`, `INT3`, `NF4`."""
@@ -25,7 +28,7 @@ def operator_suffix(kind: Format) -> str:
 
 
 def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
-    """The functions of some operators, with those that they call, in the order of their names.
+    """The functions of some operators, each behind those that it calls, as onnx.reference wants them.
 
     Args:
         operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `ScaleE8M0`.
@@ -33,8 +36,8 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     """
     protos = {proto.name: proto for operator in operators for proto in _with_callees(operator)}
     made = []
-    for _, proto in sorted(protos.items()):
-        function = ir.serde.deserialize_function(proto)
+    for name in sorted(protos, key=lambda name: ([name.startswith(each) for each in _CALLERS], name)):
+        function = ir.serde.deserialize_function(protos[name])
         function.opset_imports.update({"": opset, DOMAIN: VERSION})
         made.append(function)
     return made

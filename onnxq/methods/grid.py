@@ -76,9 +76,14 @@ class Grid:
 
 
 def square(x: Floats) -> float:
-    """Sum of squares; a chunk is short enough for float32 sums."""
+    """Sum of squares; a chunk is short enough for float32 sums, unless the squares leave float32 themselves."""
     flat = x.reshape(-1)
-    return float(np.dot(flat, flat))
+    with np.errstate(over="ignore"):
+        total = float(np.dot(flat, flat))
+    if not 1e-25 < total < np.inf:
+        wide = flat.astype(np.float64)
+        total = float(np.dot(wide, wide))
+    return total
 
 
 def extremes(weight: np.ndarray, block: int | None) -> tuple[Floats, Floats]:
@@ -112,7 +117,7 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     """
     scale_type, block = spec.scale_type, spec.block
     if not spec.symmetric and isinstance(kind, Integer):
-        stored = scale_type.store((high.astype(np.float64) - low) / (kind.high - kind.low))
+        stored = scale_type.store(_or_one(high.astype(np.float64) - low, kind.high - kind.low))
         scale = stored.astype(np.float32)
         zero = np.clip(np.rint(kind.low - low / scale), kind.low, kind.high).astype(np.float32)
         return Grid(kind, block, stored, None, scale, zero)
@@ -120,14 +125,21 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     # A power-of-two scale maps the binade of the largest weight to the highest binade of the format (OCP MX v1.0, 6.3).
     top = kind.max_value if scale_type.rounding == "nearest" else 2.0 ** np.floor(np.log2(kind.max_value))
     if not scale_type.two_level:
-        stored = scale_type.store(absmax / np.float32(top))
+        stored = scale_type.store(_or_one(absmax, np.float32(top)))
         return Grid(kind, block, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
     largest = float(absmax.max()) if absmax.size else 0.0
     tensor_scale = np.float32(max(largest / float(top) / scale_type.largest, float(tiny)))
-    stored = scale_type.store(absmax / np.float32(top) / tensor_scale)
+    stored = scale_type.store(_or_one(absmax, np.float32(top) * tensor_scale))
     return Grid(kind, block, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
+
+
+def _or_one(extent: np.ndarray, steps: float | np.float32) -> np.ndarray:
+    """The scale that spreads `extent` over `steps`; 1 for a group of zeros, which any scale fits."""
+    scale = np.ones_like(extent)
+    np.divide(extent, steps, out=scale, where=extent > 0)
+    return scale
 
 
 def row_groups(k: int, block: int | None) -> list[int]:

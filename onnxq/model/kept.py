@@ -1,9 +1,11 @@
 """What a model may hold that onnx-ir would drop without a word: found here, by name, before anything is converted."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
+from google.protobuf.message import Message  # type: ignore[import-untyped]
+from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
 from onnxq.model.tensors import walk
 
@@ -24,8 +26,7 @@ def _in_model(model: onnx.ModelProto) -> Iterator[str]:
         yield f"device configuration '{model.configuration[0].name}', which needs IR version 11"
     identifiers = (f"{f.domain}::{f.name}" + (f":{f.overload}" if f.overload else "") for f in model.functions)
     yield from _repeated(identifiers, "function")
-    if not _unknown_fields_are_absent(model):
-        yield f"fields that onnx {onnx.__version__} does not know; the model was written by a newer version"
+    yield from _unknown_fields(model)
     for where, tensor in walk(model):
         if tensor.HasField("segment"):
             yield f"segment of {where}"
@@ -106,8 +107,23 @@ def _repeated(names: Iterable[str], what: str) -> Iterator[str]:
         seen.add(name)
 
 
-def _unknown_fields_are_absent(model: onnx.ModelProto) -> bool:
+def _unknown_fields(model: onnx.ModelProto) -> Iterator[str]:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     copy.DiscardUnknownFields()
-    return bool(copy.ByteSize() == model.ByteSize())
+    # Looking at every message takes long; most models have none, and their size says so at once.
+    if copy.ByteSize() != model.ByteSize():
+        for message in _messages(model):
+            for unknown in UnknownFieldSet(message):
+                yield (
+                    f"field {unknown.field_number} of a {message.DESCRIPTOR.name}, which onnx {onnx.__version__} "
+                    "does not know; the model was written by a newer version"
+                )
+
+
+def _messages(message: Message) -> Iterator[Message]:
+    yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for inner in value if isinstance(value, Sequence) else (value,):
+                yield from _messages(inner)

@@ -97,6 +97,9 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
     (_MICROSOFT, "EmbedLayerNormalization"): tuple(Operand(index, _table, embedding=True) for index in (2, 3, 4)),
 }
 
+# As `operator_name` writes them.
+WEIGHT_OPERATORS = tuple(f"{domain}::{op_type}" if domain else op_type for domain, op_type in WEIGHT_OPERANDS)
+
 
 def domain_of(node: ir.Node) -> str:
     """The node's domain, with the default one always written as the empty string."""

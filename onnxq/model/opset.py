@@ -1,55 +1,66 @@
 """Raise the opset of a model without changing what it computes, its names or the order of its nodes."""
 
 import onnx_ir as ir
-from onnx import defs
+from onnx import AttributeProto, defs
 
 from onnxq.model.operators import domain_of
-from onnxq.model.scopes import nodes, scopes
+from onnxq.model.scopes import scopes
 
 # Changes of meaning that two schemas do not show: the first version with the new meaning.
-_CHANGED_MEANING = {"GroupNormalization": 21, "RoiAlign": 16, "Upsample": 10}
+_CHANGED_MEANING = {"GridSample": 20, "GroupNormalization": 21, "RoiAlign": 16, "Upsample": 10}
 _FLOOR = 13
+
+_Scope = ir.Graph | ir.Function
 
 
 def opset_of(model: ir.Model) -> int:
     """The version of the standard operators that the main graph imports; 0 where it imports none."""
-    return model.graph.opset_imports.get("", model.graph.opset_imports.get("ai.onnx", 0))
+    return _imported(model.graph)
 
 
 def obstacle_to(model: ir.Model, opset: int) -> str | None:
     """Why the model cannot be raised to `opset`, or None where it can (or is there already)."""
-    here = opset_of(model)
-    if here >= opset:
-        return None
-    if 0 < here < _FLOOR:
-        return f"needs opset {opset}, the model has {here}: raise it to {_FLOOR} or more with onnx.version_converter"
-    for node in nodes(model):
-        if domain_of(node) == "" and (why := _obstacle(node, here, opset)):
-            return f"needs opset {opset}, and {node.op_type} '{node.name}' {why}"
+    for scope in scopes(model):
+        here = _imported(scope)
+        if here >= opset:
+            continue
+        if 0 < here < _FLOOR:
+            place = f"function '{scope.name}'" if isinstance(scope, ir.Function) else "the model"
+            return f"needs opset {opset}, {place} has {here}: raise it to {_FLOOR} or more with onnx.version_converter"
+        for node in ir.traversal.RecursiveGraphIterator(scope):
+            if domain_of(node) == "" and (why := _obstacle(node, here, opset)):
+                return f"needs opset {opset}, and {node.op_type} '{node.name}' {why}"
     return None
 
 
 def raise_to(model: ir.Model, opset: int, ir_version: int) -> None:
-    """Raise opset and IR version where they are lower; `obstacle_to` must have returned None."""
-    here = opset_of(model)
+    """Raise opset and IR version where they are lower; `obstacle_to` must have returned None.
+
+    Functions have an opset of their own: each is raised from where it is, those that import none are left alone.
+    """
     model.ir_version = max(model.ir_version, ir_version)
-    if here >= opset:
-        return
-    for node in nodes(model):
-        if domain_of(node) == "":
-            _adapt(node, here, opset)
     for scope in scopes(model):
-        if "ai.onnx" in scope.opset_imports:
-            scope.opset_imports["ai.onnx"] = opset
-        else:
-            scope.opset_imports[""] = opset
+        here = _imported(scope)
+        if here >= opset or (here == 0 and isinstance(scope, ir.Function)):
+            continue
+        for node in list(ir.traversal.RecursiveGraphIterator(scope)):
+            if domain_of(node) == "":
+                _adapt(node, here, opset)
+        scope.opset_imports["ai.onnx" if "ai.onnx" in scope.opset_imports else ""] = opset
+
+
+def _imported(scope: _Scope) -> int:
+    return scope.opset_imports.get("", scope.opset_imports.get("ai.onnx", 0))
 
 
 def _obstacle(node: ir.Node, here: int, there: int) -> str | None:
     """Why a node means something else, or nothing, at the higher opset."""
     if not defs.has(node.op_type):
         return None
-    old, new = defs.get_schema(node.op_type, here), defs.get_schema(node.op_type, there)
+    try:
+        old, new = defs.get_schema(node.op_type, here), defs.get_schema(node.op_type, there)
+    except defs.SchemaError:
+        return f"is not defined at opset {here}"
     if old.since_version == new.since_version or _adapts(node, old.since_version, new.since_version):
         return None
     if new.deprecated or old.since_version < _CHANGED_MEANING.get(node.op_type, 0) <= new.since_version:
@@ -58,16 +69,24 @@ def _obstacle(node: ir.Node, here: int, there: int) -> str | None:
         if name not in new.attributes:
             return f"lost its attribute '{name}' since opset {here}"
     for name, attribute in old.attributes.items():
-        if name not in node.attributes and attribute.default_value != new.attributes[name].default_value:
+        if name not in node.attributes and _default(new, name) != attribute.default_value:
             return f"changed the default of '{name}' since opset {here}"
-    if len(node.inputs) < new.min_input or len(node.outputs) > new.max_output:
+    # A BatchNormalization below opset 14 trains where it has more outputs than one.
+    outputs = 1 if node.op_type == "BatchNormalization" and old.since_version < 14 else new.max_output
+    if len(node.inputs) < new.min_input or len(node.outputs) > outputs:
         return f"changed its inputs or outputs since opset {here}"
     return None
 
 
+def _default(schema: defs.OpSchema, name: str) -> object:
+    """What an attribute is where a node does not have it; empty also where the schema has none of that name."""
+    return schema.attributes[name].default_value if name in schema.attributes else AttributeProto()
+
+
 def _adapts(node: ir.Node, old: int, new: int) -> bool:
     """Whether `_adapt` rewrites the node."""
-    reduces = node.op_type.startswith("Reduce") and old < 18 <= new and "axes" in node.attributes
+    axes = node.attributes.get("axes")
+    reduces = node.op_type.startswith("Reduce") and old < 18 <= new and axes is not None and not axes.is_ref()
     return reduces or (node.op_type == "Split" and old < 18 <= new)
 
 

@@ -34,9 +34,11 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         if path.name == f"{recipe}.yaml":
             return parse_recipe(path.read_text("utf-8"), source=f"preset {recipe}")
     path = Path(recipe)
-    if path.suffix not in (".yaml", ".yml") and not path.exists():
-        raise RecipeError(f"no preset '{recipe}'; {nearest(str(recipe), preset_names())}, or the path of a .yaml file")
     try:
+        if path.suffix not in (".yaml", ".yml") and not path.exists():
+            raise RecipeError(
+                f"no preset '{recipe}'; {nearest(str(recipe), preset_names())}, or a path of a .yaml file"
+            )
         with path.open("rb") as file:
             text = file.read(_MAX_BYTES + 1)
         if len(text) > _MAX_BYTES:
@@ -46,30 +48,51 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start})") from None
+    except ValueError:
+        raise RecipeError(f"{str(recipe)!r} is not a path") from None
 
 
 def parse_recipe(text: str, source: str = "recipe") -> Recipe:
     """A recipe from YAML text; `source` is what errors call it."""
+    lines: dict[_Place, int] = {}
+    loader = None
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        loader = _Loader(text)
+        root = loader.get_single_node()
         if root is None:
             raise RecipeError(f"{source}: empty; a recipe has 'rules:'")
-        lines: dict[_Place, int] = {}
         _index(root, (), lines, source, depth=0)
-        tree = yaml.safe_load(text)
+        tree = loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise RecipeError(f"{source}:{line}: not YAML: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise RecipeError(f"{source}: not YAML: {error}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise RecipeError(f"{source}:{line}: not YAML: {error.reason}") from None
+    except RecursionError:
+        raise RecipeError(f"{source}:1: nested too deeply for a recipe") from None
+    finally:
+        if loader is not None:
+            loader.dispose()
     if not isinstance(tree, dict):
         raise RecipeError(f"{source}:1: a recipe is a mapping with 'rules:', not a {type(tree).__name__}")
     try:
-        return _extended(Recipe.model_validate(tree), source)
+        return _extended(Recipe.model_validate(tree), f"{source}:{lines.get(('extends',), 1)}")
     except ValidationError as error:
         # A misspelt key also makes the right one missing: the misspelling is the mistake.
         worst = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         raise RecipeError(_explain(worst, lines, source)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML whose numbers and dates that Python refuses are mistakes with a place."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """See `yaml.constructor.BaseConstructor`."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except ValueError as error:
+            raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from None
 
 
 def _presets() -> Iterator[Any]:
@@ -91,6 +114,8 @@ def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str
     lines.setdefault(place, node.start_mark.line + 1)
     if depth > 20 or len(lines) > 100_000:
         raise RecipeError(f"{source}:{node.start_mark.line + 1}: nested too deeply or too long for a recipe")
+    if isinstance(node, yaml.ScalarNode) and any("\ud800" <= character <= "\udfff" for character in node.value):
+        raise RecipeError(f"{source}:{node.start_mark.line + 1}: not text: half of a surrogate pair")
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
             inner = (*place, str(key.value))
@@ -115,9 +140,17 @@ def _explain(error: ErrorDetails, lines: dict[_Place, int], source: str) -> str:
         return f"{where}: unknown key '{path}'; {nearest(str(place[-1]), _keys_at(place[:-1]))}"
     if error["type"] == "literal_error":
         valid = [word.strip("' ") for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")]
-        return f"{where}: {path}: '{error['input']}' is not valid; {nearest(str(error['input']), valid)}"
+        return f"{where}: {path}: {_shown(error['input'])} is not valid; {nearest(str(error['input']), valid)}"
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
+    if error["type"] == "model_type":
+        message = f"Input should be a mapping, not {_shown(error['input'])}"
     return f"{where}: {path + ': ' if path else ''}{message}"
+
+
+def _shown(value: object) -> str:
+    """A value of the recipe, as far as it belongs in a message."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
 def _keys_at(place: _Place) -> list[str]:

@@ -6,11 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from onnxq.errors import nearest
+from onnxq.model.operators import WEIGHT_OPERATORS
 from onnxq.recipes.spec import QuantSpec, as_list
 
 Role = Literal["linear", "embedding", "head"]
 NonFinitePolicy = Literal["error", "skip", "clamp"]
-Names = Annotated[tuple[str, ...], BeforeValidator(as_list)]
+Names = Annotated[tuple[str, ...], BeforeValidator(as_list), Field(min_length=1)]
 
 
 class Match(BaseModel):
@@ -30,7 +32,7 @@ class Match(BaseModel):
     name: Names = ()
     regex: Names = ()
     op: Names = ()
-    role: Annotated[tuple[Role, ...], BeforeValidator(as_list)] = ("linear",)
+    role: Annotated[tuple[Role, ...], BeforeValidator(as_list), Field(min_length=1)] = ("linear",)
     min_size: Annotated[int, Field(ge=0)] = 0
     max_size: Annotated[int | None, Field(ge=0)] = None
 
@@ -43,6 +45,20 @@ class Match(BaseModel):
             except re.error as error:
                 raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
         return patterns
+
+    @field_validator("op")
+    @classmethod
+    def _reads_a_weight(cls, operators: tuple[str, ...]) -> tuple[str, ...]:
+        for operator in operators:
+            if operator not in WEIGHT_OPERATORS:
+                raise ValueError(f"no operator '{operator}' reads a weight; {nearest(operator, WEIGHT_OPERATORS)}")
+        return operators
+
+    @model_validator(mode="after")
+    def _sizes_leave_room(self) -> "Match":
+        if self.max_size is not None and self.max_size < self.min_size:
+            raise ValueError(f"max_size {self.max_size} is less than min_size {self.min_size}")
+        return self
 
     def matches(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> bool:
         """Whether a weight of `size` elements, read by an operator `op` under these names, meets all conditions."""

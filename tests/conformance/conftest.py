@@ -40,16 +40,16 @@ NAMES = {
     onnx.TensorProto.FLOAT8E5M2: "FP8E5M2",
 }
 # QLoRA (arXiv 2305.14314), appendix E, in seven digits.
-NF4 = (
-    [-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.09105004, 0.0]
-    + [0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0]
-)  # fmt: skip
+NF4 = """
+-1.0 -0.6961928 -0.52507305 -0.3949175 -0.28444138 -0.18477343 -0.09105004 0.0
+0.0795803 0.1609302 0.2461123 0.33791524 0.44070983 0.562617 0.72295684 1.0
+"""
 
 
 def table(suffix: str) -> np.ndarray:
     """The value of each code of a format, by the name that operators give it."""
     if suffix == "NF4":
-        return np.array(NF4, np.float32)
+        return np.array(NF4.split(), np.float32)
     if special := {"FP8E4M3": ml_dtypes.float8_e4m3fn, "FP8E5M2": ml_dtypes.float8_e5m2}.get(suffix):
         return np.arange(256, dtype=np.uint8).view(special).astype(np.float32)
     if match := re.fullmatch(r"FP(\d)E(\d)M(\d)", suffix):
@@ -203,6 +203,14 @@ def bodies(node: onnx.NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
             yield attribute.name, attribute.g
 
 
+def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    waiting = [model.graph, *model.functions]
+    while waiting:
+        for node in waiting.pop().node:
+            yield node
+            waiting.extend(graph for _, graph in bodies(node))
+
+
 class Decoded:
     """The original model with the weights that an emitted model means, as floats.
 
@@ -266,6 +274,11 @@ def quiet_session(model: onnx.ModelProto, **config: str) -> onnxruntime.Inferenc
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+@pytest.fixture(scope="session", name="quiet_session")
+def _quiet_session() -> Callable[..., onnxruntime.InferenceSession]:
+    return quiet_session
+
+
 @pytest.fixture(scope="session")
 def oracle() -> type[Decoded]:
     return Decoded
@@ -278,7 +291,7 @@ def run() -> Callable[[onnx.ModelProto, dict[str, np.ndarray]], list[np.ndarray]
     def call(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
         exact = onnx.ModelProto()
         exact.CopyFrom(model)
-        for node in [*exact.graph.node, *(node for each in exact.functions for node in each.node)]:
+        for node in all_nodes(exact):
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = 1

@@ -154,8 +154,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "map type of value 'map'",
     ),
     "map type in a sequence": (
-        lambda m: m.graph.node[2].attribute[11].type_protos[0].sequence_type.elem_type.map_type.MergeFrom(
-            onnx.TypeProto.Map(key_type=7, value_type=m.graph.input[0].type)
+        lambda m: (
+            m.graph.node[2]
+            .attribute[11]
+            .type_protos[0]
+            .sequence_type.elem_type.map_type.MergeFrom(
+                onnx.TypeProto.Map(key_type=7, value_type=m.graph.input[0].type)
+            )
         ),
         "map type of attribute 'tps'",
     ),
@@ -164,26 +169,41 @@ REFUSED: dict[str, tuple[Change, str]] = {
         "opaque type of attribute 'tp'",
     ),
     "segment": (
-        lambda m: m.graph.initializer[0].segment.MergeFrom(onnx.TensorProto.Segment(begin=0, end=1)), "segment|Segment"
+        lambda m: m.graph.initializer[0].segment.MergeFrom(onnx.TensorProto.Segment(begin=0, end=1)),
+        "segment of initializer 'w'",
     ),
     "annotation of nothing": (
-        lambda m: m.graph.quantization_annotation.add(tensor_name="nothing"), "quantization annotation of 'nothing'"
+        lambda m: m.graph.quantization_annotation.add(tensor_name="nothing"),
+        "quantization annotation of 'nothing'",
     ),
     "annotation given twice": (
-        lambda m: m.graph.quantization_annotation.add(tensor_name="a"), "quantization annotation 'a'.*twice"
+        lambda m: m.graph.quantization_annotation.add(tensor_name="a"),
+        "quantization annotation 'a'.*twice",
     ),
     "opset given twice": (lambda m: m.opset_import.add(domain="other", version=3), "opset import.*other"),
-    "metadata given twice": (lambda m: m.metadata_props.add(key="key", value="2"), "metadata"),
-    "graph metadata given twice": (lambda m: m.graph.metadata_props.add(key="graph", value="2"), "metadata"),
-    "node metadata given twice": (lambda m: m.graph.node[0].metadata_props.add(key="node", value="2"), "metadata"),
-    "attribute given twice": (lambda m: m.graph.node[2].attribute.append(m.graph.node[2].attribute[0]), "'i'"),
-    "initializer given twice": (lambda m: m.graph.initializer.append(m.graph.initializer[0]), "w"),
-    "initializer without name": (lambda m: m.graph.initializer[0].ClearField("name"), "name|w"),
-    "function given twice": (lambda m: m.functions.append(m.functions[0]), "body"),
-    "device configuration in an old IR": (lambda m: setattr(m, "ir_version", 10), "device configuration"),
-    "attribute without type": (lambda m: m.graph.node[2].attribute[0].ClearField("type"), "type"),
-    "field of a later version": (_newer, "does not know"),
-}  # fmt: skip
+    "metadata given twice": (lambda m: m.metadata_props.add(key="key", value="2"), "duplicate keys in metadata_props"),
+    "graph metadata given twice": (
+        lambda m: m.graph.metadata_props.add(key="graph", value="2"),
+        "of the graph 'graph', .*twice",
+    ),
+    "node metadata given twice": (
+        lambda m: m.graph.node[0].metadata_props.add(key="node", value="2"),
+        "'node', .*twice",
+    ),
+    "attribute given twice": (
+        lambda m: m.graph.node[2].attribute.append(m.graph.node[2].attribute[0]),
+        "Attribute 'i' appeared",
+    ),
+    "initializer given twice": (
+        lambda m: m.graph.initializer.append(m.graph.initializer[0]),
+        "w initializer name is not unique",
+    ),
+    "initializer without name": (lambda m: m.graph.initializer[0].ClearField("name"), "Field 'name' of"),
+    "function given twice": (lambda m: m.functions.append(m.functions[0]), "f::body::v2"),
+    "device configuration in an old IR": (lambda m: setattr(m, "ir_version", 10), "device configuration 'two'"),
+    "attribute without type": (lambda m: m.graph.node[2].attribute[0].ClearField("type"), "Field 'type' of"),
+    "field of a later version": (_newer, "field 1000 of a NodeProto, .* does not know"),
+}
 
 
 def test_every_field_is_kept_or_named(tmp_path: Path) -> None:

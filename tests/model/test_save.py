@@ -173,6 +173,19 @@ def test_appended_tensor_can_be_read_and_keeps_its_place(source: Path, out: Path
     assert place.tobytes() == packed.tobytes()
 
 
+def test_appended_tensor_of_a_function_is_embedded(source: Path, out: Path) -> None:
+    model = load(source)
+    (function,) = model.ir.functions.values()
+    constant = function.graph.node(0)
+    values = np.full((SIZE, SIZE), 2, np.float32)
+    with stage(out / "m.onnx") as staging:
+        tensor = staging.append("o", ir.DataType.FLOAT, [SIZE, SIZE], [values])
+        constant.attributes["value"] = ir.AttrTensor("value", tensor)
+        staging.commit(model, external=True)
+    saved = onnx.ModelProto.FromString((out / "m.onnx").read_bytes())
+    assert saved.functions[0].node[0].attribute[0].t.raw_data == values.tobytes()
+
+
 def test_appended_tensor_can_be_embedded(source: Path, out: Path) -> None:
     model = load(source)
     values = np.full((SIZE, SIZE), 2, np.float32)

@@ -40,6 +40,9 @@ def best_grid(
 ) -> Grid:
     """The grid that `solve` rounds to; arguments as there."""
     exact = weight.astype(np.float32, copy=False)
+    if hessian is not None:
+        # Only the proportions count, and float32 has room for them once the mean is one.
+        hessian = (hessian / max(float(np.diag(hessian).mean()), np.finfo(np.float64).tiny)).astype(np.float32)
     low, high = extremes(weight, spec.block)
     best: tuple[float, Grid] | None = None
     for kind in spec.formats:
@@ -64,7 +67,7 @@ def _group_errors(weight: Floats, grid: Grid, hessian: np.ndarray | None) -> np.
         zero = None if grid.zero_point is None else grid.zero_point[:, group : group + 1]
         _, values = grid.quantize(part, grid.scale[:, group : group + 1], zero)
         values -= part
-        weighted = values if hessian is None else np.einsum("kl,alc->akc", hessian[rows, rows], values, optimize=True)
+        weighted = values if hessian is None else hessian[rows, rows] @ values
         error = (weighted * values).sum(axis=1, dtype=np.float64)
         if grid.block is None:
             errors += error.sum()

@@ -1,0 +1,136 @@
+"""`onnxq quantize` and `onnxq plan`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from onnxq.cli.console import progress, show, show_json
+from onnxq.cli.options import (
+    AsJson,
+    Exclude,
+    Include,
+    ModelFile,
+    NonFinite,
+    NonFinitePolicy,
+    RecipeName,
+    TargetName,
+    Threads,
+)
+from onnxq.errors import OutputError, UsageError
+
+if TYPE_CHECKING:
+    from onnxq.recipes import Recipe
+    from onnxq.report import Report
+
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", metavar="OUT", help="The .onnx file to write.", show_default=False)
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done to each weight, and write nothing.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write what was done to each weight as JSON.", show_default=False),
+]
+
+
+def quantize(
+    model: ModelFile,
+    output: Output = None,
+    recipe: RecipeName = "fp6",
+    target: TargetName = "ort",
+    include: Include = None,
+    exclude: Exclude = None,
+    non_finite: NonFinitePolicy = None,
+    dry_run: DryRun = False,
+    force: Force = False,
+    report_file: ReportFile = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a smaller model: each weight in the format the recipe gives it.
+
+    The output appears complete or not at all.
+    """
+    if dry_run:
+        if report_file:
+            raise UsageError("--dry-run writes nothing: leave out --report, or take the JSON of 'onnxq plan --json'")
+        plan(model, recipe, target, include, exclude, non_finite, as_json)
+        return
+    if output is None:
+        raise UsageError("where should the model go? give -o OUT.onnx (or --dry-run to write nothing)")
+    from onnxq import api
+
+    chosen = _recipe(recipe, non_finite)
+    if report_file:
+        _check_report(report_file, model, output, force=force)
+    with progress("quantizing") as advance:
+        report = api.quantize(
+            model,
+            chosen,
+            output=output,
+            target=target,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            force=force,
+            threads=threads,
+            progress=lambda _, done, total: advance(done, total, "writing" if done == total else None),
+        )
+    if report_file:
+        _write_report(report, report_file)
+    _show(report, as_json)
+
+
+def plan(
+    model: ModelFile,
+    recipe: RecipeName = "fp6",
+    target: TargetName = "ort",
+    include: Include = None,
+    exclude: Exclude = None,
+    non_finite: NonFinitePolicy = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what 'quantize' would do to each weight, or why it would stay as it is.
+
+    No weight is read and nothing is written.
+    """
+    from onnxq import api
+
+    chosen = _recipe(recipe, non_finite)
+    report = api.plan(model, chosen, target=target, include=tuple(include or ()), exclude=tuple(exclude or ()))
+    _show(report, as_json)
+
+
+def _recipe(name: str, non_finite: NonFinite | None) -> "Recipe":
+    from onnxq.recipes import load_recipe
+
+    recipe = load_recipe(name)
+    return recipe if non_finite is None else recipe.model_copy(update={"non_finite": non_finite.value})
+
+
+def _show(report: "Report", as_json: bool) -> None:
+    from onnxq.report.terminal import planned, summary
+
+    if as_json:
+        show_json(report.to_dict())
+    else:
+        show(*(summary(report) if report.output else planned(report)))
+
+
+def _check_report(path: Path, model: Path, output: Path, *, force: bool) -> None:
+    """Find out before the work whether the report can be written."""
+    if path.resolve() in (model.resolve(), output.resolve()):
+        raise OutputError(f"--report '{path}' is the model itself; give another file")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"--report '{path}': its folder does not exist; create it first")
+    if path.is_dir() or (path.exists() and not force):
+        raise OutputError(f"--report '{path}' exists; pass --force to replace a file")
+
+
+def _write_report(report: "Report", path: Path) -> None:
+    try:
+        report.write(path)
+    except OSError as error:
+        raise OutputError(
+            f"'{report.output}' is written, but not the report '{path}': {error.strerror or error}"
+        ) from error

@@ -1,0 +1,203 @@
+"""`onnxq evaluate` and `onnxq compare`: what a model is worth, and where it departs from another."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from onnxq.cli.console import progress, show, show_json
+from onnxq.cli.options import (
+    AccuracyLevel,
+    AsJson,
+    Batch,
+    Limit,
+    ModelFile,
+    Providers,
+    SequenceLength,
+    Threads,
+    provider_list,
+)
+from onnxq.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from onnxq.analysis.compare import Comparison, Difference
+    from onnxq.analysis.evaluate import Evaluation
+
+Tokens = Annotated[
+    Path | None, typer.Option(metavar="T.npy", help="Token ids: measures perplexity.", show_default=False)
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="D.npz", help="Inputs, one array an input: measures accuracy.", show_default=False),
+]
+Labels = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|FILE",
+        help="Class numbers: an array of the data, by default the one called labels, or a .npy file.",
+        show_default=False,
+    ),
+]
+First = Annotated[Path, typer.Argument(metavar="A", help="The reference.", show_default=False)]
+Second = Annotated[Path, typer.Argument(metavar="B", help="The other model.", show_default=False)]
+Common = Annotated[
+    Path, typer.Option("--data", metavar="D", help="Token ids (.npy), or inputs (.npz).", show_default=False)
+]
+Worst = Annotated[int, typer.Option("--worst", min=0, metavar="N", help="Show the N layers furthest apart.")]
+Samples = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Use the first N windows or samples.")]
+
+
+def evaluate(
+    model: ModelFile,
+    tokens: Tokens = None,
+    data: Data = None,
+    labels: Labels = None,
+    sequence: SequenceLength = 256,
+    batch: Batch = 8,
+    limit: Limit = None,
+    accuracy_level: AccuracyLevel = None,
+    providers: Providers = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure perplexity on token ids, or accuracy on labelled data, in onnxruntime.
+
+    Perplexity: windows of --seq tokens that do not overlap; each token but the first of a window is predicted.
+    """
+    from onnxq.analysis.evaluate import evaluate as measure
+
+    inputs, classes = _labelled(data, labels)
+    with progress("evaluating") as advance:
+        found = measure(
+            model,
+            tokens=tokens,
+            data=inputs,
+            labels=classes,
+            sequence=sequence,
+            batch=batch,
+            limit=limit,
+            providers=provider_list(providers),
+            threads=threads,
+            accuracy_level=accuracy_level,
+            progress=advance,
+        )
+    if as_json:
+        show_json({"model": str(model), **found.to_dict()})
+    else:
+        show(_evaluation(found, sequence))
+
+
+def compare(
+    a: First,
+    b: Second,
+    data: Common,
+    sequence: SequenceLength = 256,
+    limit: Samples = 8,
+    batch: Batch = 1,
+    worst: Worst = 10,
+    accuracy_level: AccuracyLevel = None,
+    providers: Providers = None,
+    threads: Threads = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run two models on the same data and show how far B departs from A, at the outputs and at each layer.
+
+    SQNR is the power of the signal over that of the difference: 6 dB is one bit.
+    """
+    from onnxq.analysis.compare import compare as measure
+
+    with progress("comparing") as advance:
+        found = measure(
+            a,
+            b,
+            data=data,
+            sequence=sequence,
+            batch=batch,
+            limit=limit,
+            per_layer=as_json or worst > 0,
+            providers=provider_list(providers),
+            threads=threads,
+            accuracy_level=accuracy_level,
+            progress=advance,
+        )
+    if as_json:
+        show_json({"a": str(a), "b": str(b), **found.to_dict()})
+    else:
+        _show_comparison(found, worst)
+
+
+def _labelled(data: Path | None, labels: str | None) -> tuple[Any, Any]:
+    """Data and labels as `evaluate` takes them: labels by name are an array of the data."""
+    if data is None or labels is None or Path(labels).suffix == ".npy" or Path(labels).is_file():
+        return data, labels
+    from onnxq.analysis.data import read
+
+    arrays = read(data)
+    if not isinstance(arrays, Mapping):
+        raise DataError(f"'{data}' is one array, without one named '{labels}': give the labels as a .npy file")
+    if labels not in arrays:
+        raise DataError(f"'{data}' has no array '{labels}': {nearest(labels, arrays)}")
+    return {name: array for name, array in arrays.items() if name != labels}, arrays[labels]
+
+
+def _evaluation(found: "Evaluation", sequence: int) -> "Table":
+    from rich.table import Table
+
+    lines = Table.grid(padding=(0, 2))
+    if found.metric == "perplexity":
+        where = f"{found.tokens:,} tokens predicted in {found.samples} windows of {sequence}"
+        lines.add_row("perplexity", f"{found.value:.4f}", where)
+        lines.add_row("speed", f"{found.tokens_per_second:,.0f} tokens/s", f"{found.seconds:.2f} s in onnxruntime")
+    else:
+        right = round(found.value * found.samples)
+        lines.add_row("accuracy", f"{found.value:.2%}", f"{right} of {found.samples} samples")
+        lines.add_row("speed", f"{found.samples / found.seconds:,.0f} samples/s", f"{found.seconds:.2f} s")
+    for number, sentence in enumerate(found.execution.sentences()):
+        lines.add_row("" if number else "how it ran", "", sentence)
+    return lines
+
+
+def _show_comparison(found: "Comparison", worst: int) -> None:
+    from rich.text import Text
+
+    show(_differences("output", found.outputs))
+    if worst and found.layers:
+        show(Text())
+        show(_differences("layer, furthest apart first", found.worst(worst)))
+        if (more := len(found.layers) - worst) > 0:
+            show(Text(f"and {more} layers that are closer (--worst N, --json)"))
+    for name, reason in found.skipped.items():
+        show(Text(f"not compared: {name}: {reason}", style="yellow"))
+    show(Text(f"\n{found.samples} samples"))
+    for model, execution in zip("AB", found.execution, strict=True):
+        show(Text(f"{model}: " + "; ".join(execution.sentences())))
+
+
+def _differences(title: str, rows: "Sequence[Difference]") -> "Table":
+    from onnxq.report.text import Name, op_text, table
+
+    made = table(
+        {
+            title: "name",
+            "operator": "word",
+            "SQNR dB": "number",
+            "cosine": "number",
+            "largest difference": "number",
+        }
+    )
+    for each in rows:
+        ratio = "equal" if each.sqnr_db == math.inf else f"{each.sqnr_db:.1f}"
+        broken = f"{each.nonfinite:,} NaN or Inf" if each.nonfinite else None
+        made.add_row(
+            Name(each.name),
+            op_text(each.operator),
+            ratio,
+            f"{each.cosine:.6f}",
+            broken or f"{each.max_abs:.3g}",
+            style="red" if broken else None,
+        )
+    return made

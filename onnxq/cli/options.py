@@ -1,0 +1,81 @@
+"""Arguments and options that several commands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class NonFinite(StrEnum):
+    """What to do with a weight that holds NaN or Inf."""
+
+    error = "error"
+    skip = "skip"
+    clamp = "clamp"
+
+
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="The .onnx file.", show_default=False)]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A preset (see 'onnxq recipes') or a YAML file.")
+]
+TargetName = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        "-t",
+        metavar="ort|standard|ort-int8",
+        help="ort: runs in onnxruntime as it is. standard: the tensor types of ONNX 1.23, for interchange. "
+        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel.",
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="Quantize only weights whose name, or node's name, matches. Repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Leave weights as they are that match. Repeatable.")
+]
+NonFinitePolicy = Annotated[
+    NonFinite | None,
+    typer.Option(
+        "--non-finite",
+        help="A weight with NaN or Inf: refuse the model, leave that weight as it is, or replace those numbers; "
+        "by default what the recipe says.",
+        show_default=False,
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
+Threads = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Threads; by default one a processor.", show_default=False)
+]
+SequenceLength = Annotated[int, typer.Option("--seq", min=2, metavar="N", help="Tokens in a window.")]
+Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Windows or samples run at once.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Use only the first N windows or samples; by default all.")
+]
+Providers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LIST",
+        help="onnxruntime's execution providers in order of preference, such as cpu or cuda,cpu.",
+        show_default=False,
+    ),
+]
+AccuracyLevel = Annotated[
+    int | None,
+    typer.Option(
+        "--accuracy-level",
+        min=0,
+        max=4,
+        metavar="0-4",
+        help="How onnxruntime's own 2-, 4- and 8-bit kernels compute: 1 in float32, 4 with activations rounded to int8 "
+        "(onnxruntime's default).",
+        show_default=False,
+    ),
+]
+
+
+def provider_list(text: str | None) -> list[str] | None:
+    """The providers of a comma-separated list."""
+    return [name.strip() for name in text.split(",") if name.strip()] if text else None

@@ -1,0 +1,133 @@
+"""A `Report` as tables for a terminal."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from onnxq.report.report import Entry, Report
+from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, size_text, table
+
+
+def summary(report: Report) -> Iterator[RenderableType]:
+    """What a conversion did: weights by format, those left as they are by reason, the file, and notes."""
+    if report.quantized:
+        yield from (_by_format(report), Text())
+    yield from _worst(report)
+    yield from _skipped(report)
+    yield Text(_outcome(report))
+    yield from _notes(report)
+
+
+def planned(report: Report) -> Iterator[RenderableType]:
+    """What a conversion would do: each weight with its format or the reason why not, and the sums."""
+    if report.entries:
+        yield from (_weights(report), Text())
+    yield from _skipped(report)
+    share = f" ({len(report.quantized)} of {len(report.entries)} weights)" if report.entries else ""
+    after = report.model_bytes - _before(report.entries) + _after(report.entries)
+    yield Text(
+        f"recipe {report.recipe}, target {report.target}: {size_text(report.model_bytes)} would become about "
+        f"{size_text(after)}{share}"
+    )
+    yield from _notes(report)
+
+
+def bits_each(entries: Sequence[Entry], *, before: bool = False) -> float:
+    """Bits that an element takes in the file, with scales and zero points; `before` the conversion if asked."""
+    elements = sum(math.prod(each.shape) for each in entries)
+    return 8 * (_before(entries) if before else _after(entries)) / elements if elements else math.nan
+
+
+def _by_format(report: Report) -> Table:
+    made = table(
+        {
+            "format": "word",
+            "weights": "number",
+            "bytes before": "number",
+            "after": "number",
+            "bits each": "number",
+            "SQNR dB": "number",
+        }
+    )
+    formats = sorted({str(each.format) for each in report.quantized})
+    for name in formats:
+        entries = [each for each in report.quantized if each.format == name]
+        made.add_row(name, *_sums(entries), f"{bits_each(entries):.2f}", _quality(entries))
+    if report.skipped:
+        made.add_row("left as is", *_sums(report.skipped))
+    rest = report.model_bytes - _before(report.entries), report.output_bytes - _after(report.entries)
+    made.add_row("rest of the file", "", *(f"{size:,}" for size in rest))
+    made.add_row("file", str(len(report.entries)), f"{report.model_bytes:,}", f"{report.output_bytes:,}", style="bold")
+    return made
+
+
+def _weights(report: Report) -> Table:
+    made = table(
+        {
+            "weight": "name",
+            "op": "word",
+            "shape": "word",
+            "bytes before": "number",
+            "after": "number",
+            "format, or why it stays": "text",
+        }
+    )
+    for each in report.entries:
+        shape = shape_text(each.shape)
+        what = Text(str(each.spec)) if each.format else Text(str(each.reason), style="dim")
+        made.add_row(Name(each.weight), op_text(each.op), shape, f"{each.size_bytes:,}", f"{each.result_bytes:,}", what)
+    sums = f"{_before(report.entries):,}", f"{_after(report.entries):,}"
+    made.add_row(f"{len(report.entries)} weights", "", "", *sums, f"{len(report.quantized)} quantized", style="bold")
+    return made
+
+
+def _skipped(report: Report) -> Iterator[RenderableType]:
+    if report.skipped:
+        yield Text(f"Left as they are: {len(report.skipped)} of {len(report.entries)} weights")
+        yield counted(report.reasons)
+
+
+def _outcome(report: Report) -> str:
+    took = f"in {seconds_text(report.seconds)}"
+    if not report.quantized:
+        return f"Nothing was quantized: {report.output} is a byte-identical copy, written {took}"
+    ratio = f"{report.output_bytes / report.model_bytes:.0%} of {size_text(report.model_bytes)}"
+    return f"Wrote {report.output}: {size_text(report.output_bytes)}, {ratio}, {took}"
+
+
+def _notes(report: Report) -> Iterator[RenderableType]:
+    for note in report.notes:
+        yield Text(f"note: {note}", style="yellow")
+
+
+def _sums(entries: Sequence[Entry]) -> tuple[str, str, str]:
+    # All digits, so that the columns add up.
+    return str(len(entries)), f"{_before(entries):,}", f"{_after(entries):,}"
+
+
+def _quality(entries: Sequence[Entry]) -> str:
+    """The range of the signal to noise ratios."""
+    ratios = [each.sqnr_db for each in entries if each.sqnr_db is not None]
+    if not ratios:
+        return ""
+    low, high = f"{min(ratios):.1f}", f"{max(ratios):.1f}"
+    return low if low == high else f"{low} … {high}"
+
+
+def _worst(report: Report) -> Iterator[RenderableType]:
+    """The weight that rounding changed most."""
+    measured = [each for each in report.quantized if each.sqnr_db is not None]
+    if measured:
+        worst = min(measured, key=lambda each: each.sqnr_db or 0.0)
+        yield Text(f"Lowest SQNR: {worst.sqnr_db:.1f} dB, {worst.weight} ({worst.format})")
+
+
+def _before(entries: Sequence[Entry]) -> int:
+    return sum(each.size_bytes for each in entries)
+
+
+def _after(entries: Sequence[Entry]) -> int:
+    return sum(each.result_bytes for each in entries)
