@@ -5,8 +5,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.model.load import from_proto
 from onnxq.analysis.execution import Execution, FusedMatMuls, execution
+from onnxq.model.load import from_proto
 
 RNG = np.random.default_rng(0)
 
