@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -19,21 +18,9 @@ from onnxq.model.writing import write_data, write_model
 IN_MEMORY_BYTES = 256 << 20
 
 
-@dataclass(frozen=True)
-class Tap:
-    """Nodes that read values of the main graph, and the output they make."""
-
-    nodes: Sequence[onnx.NodeProto]
-    output: onnx.ValueInfoProto
-
-
 @contextmanager
 def runnable(
-    model: Model,
-    extra_outputs: Sequence[str] = (),
-    *,
-    taps: Sequence[Tap] = (),
-    folder: str | Path | None = None,
+    model: Model, extra_outputs: Sequence[str] = (), *, folder: str | Path | None = None
 ) -> Iterator[bytes | str]:
     """What `onnxruntime.InferenceSession` takes for `model`: its bytes, or the path of a temporary file if it is large.
 
@@ -43,7 +30,6 @@ def runnable(
     Args:
         model: not changed.
         extra_outputs: names of values of the main graph that become outputs too, after the model's own.
-        taps: computations on the model's values whose results become outputs, after all others.
         folder: where a large model is written; by default the system's folder for temporary files.
 
     Raises:
@@ -53,9 +39,6 @@ def runnable(
     outputs = [_value(model.ir.graph, name) for name in extra_outputs]
     form = Form.of(model.ir)
     _add_outputs(form.proto, outputs)
-    for tap in taps:
-        form.proto.graph.node.extend(tap.nodes)
-        form.proto.graph.output.append(tap.output)
     if form.tensor_bytes <= IN_MEMORY_BYTES:
         yield form.tobytes()
         return

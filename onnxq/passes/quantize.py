@@ -9,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -21,7 +21,7 @@ from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
-from onnxq.passes.calibrate import input_of
+from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.edit import Editor
 from onnxq.passes.insert import insert
 from onnxq.passes.plan import Decision, Plan, grouping
@@ -81,10 +81,16 @@ def quantize_weights(
         NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
     """
     editor = Editor(model)
-    work = [(weight, each) for weight, each in zip(weights, plan, strict=True) if each.spec is not None]
+    # Found before the first edit, which changes the graph around other weights.
+    work = [
+        _Work(weight, each, reading_of(weight, model.graph))
+        for weight, each in zip(weights, plan, strict=True)
+        if each.spec is not None
+    ]
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        for (weight, decision), solved in _in_order(executor, work, non_finite, statistics):
+        for item, solved in _in_order(executor, work, non_finite, statistics):
+            weight, decision = item.weight, item.decision
             if isinstance(solved, str):
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solved))
             else:
@@ -94,7 +100,13 @@ def quantize_weights(
     return results
 
 
-_Work = tuple[Weight, Decision]
+@dataclass(frozen=True)
+class _Work:
+    """A weight to quantize, and what it is multiplied with."""
+
+    weight: Weight
+    decision: Decision
+    reading: Reading | None
 
 
 def _in_order(
@@ -105,7 +117,7 @@ def _in_order(
     waiting = iter(work)
     try:
         for item in waiting:
-            pending.append((item, executor.submit(_solve, *item, policy, statistics)))
+            pending.append((item, executor.submit(_solve, item, policy, statistics)))
             if len(pending) > (os.cpu_count() or 1):
                 first, future = pending.popleft()
                 yield first, future.result()
@@ -117,21 +129,26 @@ def _in_order(
             future.cancel()
 
 
-def _solve(
-    weight: Weight, decision: Decision, policy: NonFinitePolicy, statistics: Statistics | None
-) -> Solution | str:
+def _solve(item: _Work, policy: NonFinitePolicy, statistics: Statistics | None) -> Solution | str:
     """Codes and scales of one weight, or why it is left alone."""
-    spec = decision.spec
+    weight, spec = item.weight, item.decision.spec
     if spec is None:
         raise ValueError(weight.name)
     group = grouping(weight, spec)
     array = weight.read().reshape(group.matrix)
     grid = GridSpec([get_format(name) for name in spec.format], group.block, group.scale_type, spec.symmetric)
-    solver, tensor = SOLVERS[spec.method], input_of(weight)
-    known = statistics is not None and tensor is not None and solver.hessian != "no"
-    hessian = statistics.get(tensor, "hessian") if known and statistics and tensor else None
+    solver, hessian = SOLVERS[spec.method], None
+    if solver.hessian != "no" and statistics is not None and item.reading is not None and item.reading.view.groups == 1:
+        hessian = statistics.get(item.reading.tensor, "hessian", item.reading.view)
+
+    def solve(array: np.ndarray) -> Solution:
+        if hessian is None or group.matrix[2] != 1:
+            return solver.solve(array, grid, hessian)
+        # Rows are output channels here: seen as [1, K, C] they share one Hessian.
+        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, hessian))
+
     try:
-        return solver.solve(array, grid, hessian)
+        return solve(array)
     except NonFiniteError as error:
         bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
         if not len(bad):
@@ -145,7 +162,22 @@ def _solve(
         if policy == "skip":
             return what
         _logger.warning("%s, clamped", what)
-        return solver.solve(_clamped(array), grid, hessian)
+        return solve(_clamped(array))
+
+
+def _turn(array: np.ndarray) -> np.ndarray:
+    """[A, K, 1] as [1, K, A], and back."""
+    return array.transpose(2, 1, 0)
+
+
+def _turned(solution: Solution) -> Solution:
+    zero = solution.zero_point
+    return replace(
+        solution,
+        codes=np.ascontiguousarray(_turn(solution.codes)),
+        scale=np.ascontiguousarray(_turn(solution.scale)),
+        zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
+    )
 
 
 def _clamped(array: np.ndarray) -> np.ndarray:

@@ -1,135 +1,129 @@
 """Run a model on data and let onnxruntime compute what methods want to know about its activations."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnx
 from onnx import helper
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import DataError, NonFiniteError
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
-from onnxq.model.probe import Tap, runnable
-from onnxq.runtime.inputs import inputs_of
+from onnxq.model.taps import Tap, tapped
 from onnxq.runtime.session import run, session
-from onnxq.statistics.data import Source
-from onnxq.statistics.feeds import feeds_for
-from onnxq.statistics.reductions import REDUCTIONS, Kind, Request, merged
+from onnxq.statistics.batches import Batch
+from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.nodes import Nodes
+from onnxq.statistics.reductions import REDUCTIONS, Given
+from onnxq.statistics.requests import Key, Request, grouped, merged
+from onnxq.statistics.shelf import Shelf
 from onnxq.statistics.statistics import Statistics
+from onnxq.statistics.views import ALL, LAST
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Data to run a model on.
-
-    Attributes:
-        data: As for `feeds_for`: tokens, one array, or one array an input.
-        sequence: Tokens in a window, for a stream of tokens.
-        samples: Windows or samples at most; None for all.
-        batch: Samples run at a time.
-        providers: Of onnxruntime.
-    """
-
-    data: Source
-    sequence: int = 512
-    samples: int | None = 128
-    batch: int = 4
-    providers: Sequence[str] | None = None
-
+__all__ = ["BUDGET_BYTES", "Calibration", "collect"]
 
 # Answers that one session holds at a time; with more, the data runs through several sessions.
 BUDGET_BYTES = 512 << 20
 
 
 def collect(
-    model: Model,
-    requests: Sequence[Request],
-    calibration: Calibration,
-    *,
-    budget_bytes: int = BUDGET_BYTES,
-    progress: Callable[[int, int], None] | None = None,
+    model: Model, requests: Sequence[Request], calibration: Calibration, *, budget_bytes: int = BUDGET_BYTES
 ) -> Statistics:
     """Answer all requests in as few passes over the data as the budget allows.
 
     Memory does not grow with the number of samples: each batch leaves only its answers, added up in float64.
+    Histograms take a second pass, once the smallest and largest values are known.
 
     Args:
         model: Not changed.
         requests: Several about one tensor are answered together.
         calibration: The data, and how much of it.
         budget_bytes: Of answers in one pass.
-        progress: Called with the samples done and all, over all passes.
 
     Raises:
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
+        SessionError: Onnxruntime cannot load or run the model.
+        OutputError: A temporary file cannot be written.
     """
-    answers: dict[tuple[str, Kind], np.ndarray] = {}
-    rows: dict[str, int] = {}
-    of = calibration
-    groups, seen = list(_groups(merged(requests), budget_bytes)), 0
-    for number, group in enumerate(groups):
-        taps = [tap for request in group for tap in _taps(request, opset_of(model.ir))]
-        with runnable(model, taps=taps) as opened:
-            running = session(opened, providers=of.providers)
-            feeds = feeds_for(of.data, inputs_of(running), sequence=of.sequence, batch=of.batch, limit=of.samples)
-            seen = feeds.samples
-            names = [tap.output.name for tap in taps]
-            for feed in feeds:
-                _add(answers, rows, group, run(running, names, feed.inputs))
-                if progress is not None:
-                    done = min((number * feeds.samples) + feed.first + feed.rows, len(groups) * feeds.samples)
-                    progress(done, len(groups) * feeds.samples)
-    return Statistics(answers, rows, seen)
-
-
-def _groups(requests: Sequence[Request], budget_bytes: int) -> Iterator[list[Request]]:
-    """Requests whose answers fit the budget together; at least one at a time."""
-    group: list[Request] = []
-    for request in requests:
-        if group and sum(each.size_bytes for each in group) + request.size_bytes > budget_bytes:
-            yield group
-            group = []
-        group.append(request)
-    if group:
-        yield group
-
-
-def _taps(request: Request, opset: int) -> Iterator[Tap]:
-    """Nodes and outputs that answer a request: the count of its rows first, then each kind."""
-    base = f"onnxq/{request.tensor}"
-    shape, floats, rows, count = (f"{base}/{what}" for what in ("shape", "floats", "rows", "count"))
-    yield Tap(
-        [
-            helper.make_node("Constant", [], [shape], value_ints=[-1, request.channels]),
-            helper.make_node("Cast", [request.tensor], [floats], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Reshape", [floats, shape], [rows]),
-            helper.make_node("Shape", [rows], [count]),
-        ],
-        helper.make_tensor_value_info(count, onnx.TensorProto.INT64, [2]),
-    )
-    for kind in request.kinds:
-        result = f"{base}/{kind}"
-        yield Tap(
-            REDUCTIONS[kind].nodes(rows, result, opset),
-            helper.make_tensor_value_info(result, onnx.TensorProto.FLOAT, None),
+    wanted = merged(requests)
+    later = [replace(each, kinds=("histogram",)) for each in wanted if "histogram" in each.kinds]
+    first = [replace(each, kinds=tuple(kind for kind in each.kinds if kind != "histogram")) for each in wanted]
+    groups = [*grouped(first, budget_bytes), *grouped(later, budget_bytes)]
+    batches = calibration.batches(model)
+    if batches.once and len(groups) > 1:
+        raise DataError(
+            f"the data can be gone through only once, and these statistics take {len(groups)} passes: give a list of "
+            "feeds, or an object that begins anew with each iteration"
         )
+    shelf = Shelf(8 * sum(math.prod(shape) for each in wanted for shape in each.keys.values()))
+    with tapped(model) as opened:
+        for number, group in enumerate(groups):
+            taps = [_tap(at, each, opset_of(model.ir), shelf) for at, each in enumerate(group)]
+            running = session(opened.open(taps), providers=calibration.providers)
+            names = [output.name for tap in taps for output in tap.outputs]
+            for batch in batches:
+                results = iter(run(running, names, batch.inputs))
+                for request in group:
+                    _add(request, batch, results, shelf)
+                _tell(calibration, number, len(groups), batch.last + 1, batches.samples)
+    for key, answer in shelf.answers.items():
+        if not np.isfinite(answer).all():
+            raise NonFiniteError(f"the {key.kind} of activation '{key.tensor}' leaves float32")
+    return Statistics(shelf.answers, batches.samples, calibration.is_synthetic)
 
 
-def _add(
-    answers: dict[tuple[str, Kind], np.ndarray],
-    rows: dict[str, int],
-    group: Sequence[Request],
-    results: Sequence[np.ndarray],
-) -> None:
+def _tell(calibration: Calibration, number: int, passes: int, done: int, samples: int) -> None:
+    if calibration.progress is not None:
+        # How many samples an iterable has is not known before its end.
+        total = max(samples, done)
+        calibration.progress(number * total + done, passes * total)
+
+
+def _tap(number: int, request: Request, opset: int, shelf: Shelf) -> Tap:
+    """What answers a request: the shape of its rows, whether all are finite (0, else NaN), and then each kind."""
+    nodes = Nodes(f"onnxq.statistics/{number}", opset)
+    floats = nodes.add("Cast", request.tensor, to=onnx.TensorProto.FLOAT)
+    rows = request.view.rows(nodes, floats, request.channels)
+    names = [nodes.add("Shape", rows), _finite(nodes, floats)]
+    reads, other, limits = [request.tensor], None, None
+    if request.other:
+        name, channels = request.other
+        reads.append(name)
+        floats = nodes.add("Cast", name, to=onnx.TensorProto.FLOAT)
+        other = LAST.rows(nodes, floats, channels)
+        names[1] = nodes.add("Add", names[1], _finite(nodes, floats))
+    if "histogram" in request.kinds:
+        low, high = (shelf.answers[Key(request.tensor, kind, ALL.label)] for kind in ("min", "max"))
+        limits = (float(low), float(high))
+    given = Given(rows, request.view.rank, other, limits)
+    names += [REDUCTIONS[kind].nodes(nodes, given) for kind in request.kinds if kind != "rows"]
+    types = {names[0]: onnx.TensorProto.INT64}
+    for name, kind in zip(names[2:], (kind for kind in request.kinds if kind != "rows"), strict=True):
+        types[name] = onnx.TensorProto.INT64 if kind == "histogram" else onnx.TensorProto.FLOAT
+    outputs = [helper.make_tensor_value_info(each, types.get(each, onnx.TensorProto.FLOAT), None) for each in names]
+    return Tap(reads, nodes.made, outputs)
+
+
+def _finite(nodes: Nodes, floats: str) -> str:
+    """0, or NaN if an element is NaN or Inf; maxima of onnxruntime pass over NaN."""
+    return nodes.reduced("ReduceSum", nodes.add("Sub", floats, floats), None)
+
+
+def _add(request: Request, batch: Batch, results: Iterator[np.ndarray], shelf: Shelf) -> None:
     """Combine the answers about one batch with those before."""
-    given = iter(results)
-    for request in group:
-        rows[request.tensor] = rows.get(request.tensor, 0) + int(next(given)[0])
-        for kind in request.kinds:
-            answer = next(given).astype(np.float64)
-            if not np.isfinite(answer).all():
-                raise NonFiniteError(f"activation '{request.tensor}' holds NaN or Inf on the calibration data")
-            key = (request.tensor, kind)
-            answers[key] = REDUCTIONS[kind].combine(answers[key], answer) if key in answers else answer
+    shape, finite = next(results), next(results)
+    if np.isnan(finite):
+        samples = f"{batch.first} to {batch.last}" if batch.last > batch.first else f"{batch.first}"
+        names = f"'{request.tensor}'" + (f" or '{request.other[0]}'" if request.other else "")
+        raise NonFiniteError(f"activation {names} holds NaN or Inf on the calibration data, sample {samples}")
+    rows = np.asarray(request.view.count(shape.tolist()))
+    for key, expected in request.keys.items():
+        if key.kind == "rows":
+            # A histogram has a pass of its own, and its rows were counted in the first one.
+            if request.kinds != ("histogram",):
+                shelf.add(key, rows, "sum", batch.weight)
+        else:
+            shelf.add(key, next(results).reshape(expected), REDUCTIONS[key.kind].merge, batch.weight)

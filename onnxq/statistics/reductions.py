@@ -4,91 +4,127 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
-Kind = Literal["hessian", "channel_absmax", "channel_min", "channel_max", "channel_sum", "channel_abs_sum"]
+from onnxq.statistics.nodes import Nodes
 
-Array = np.ndarray
+Kind = Literal[
+    "hessian",
+    "cross",
+    "channel_absmax",
+    "channel_min",
+    "channel_max",
+    "channel_sum",
+    "channel_abs_sum",
+    "channel_square_sum",
+    "absmax",
+    "min",
+    "max",
+    "sum",
+    "histogram",
+    "rows",
+]
+"""`rows`, the number of rows seen, comes with every other kind."""
+
+Merge = Literal["sum", "min", "max"]
+Shape = tuple[int, ...]
+
+BINS = 4096
+
+
+@dataclass(frozen=True)
+class Given:
+    """What an answer is computed from.
+
+    Attributes:
+        rows: [n, K] or [groups, n, K] float32; for answers about a whole tensor the tensor.
+        rank: Of the rows.
+        other: Rows of the other tensor, for `cross`.
+        limits: Smallest and largest value, for `histogram`.
+    """
+
+    rows: str
+    rank: int | None
+    other: str | None = None
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """One answer about a tensor seen as rows of K channels.
+    """One answer.
 
     Attributes:
-        nodes: (rows, result, opset) -> nodes that compute `result` from `rows` [n, K].
-        combine: The answers of two batches to the answer of both; float64.
-        size: Elements of the answer, given K.
+        nodes: Adds what computes the answer; the name of the result.
+        merge: How the answers about two batches become the answer about both.
+        shape: Of the answer, given groups, K, and K of the other tensor.
+        whole: It is about all elements alike, not about channels.
     """
 
-    nodes: Callable[[str, str, int], list[onnx.NodeProto]]
-    combine: Callable[[Array, Array], Array]
-    size: Callable[[int], int]
+    nodes: Callable[[Nodes, Given], str]
+    merge: Merge
+    shape: Callable[[int, int, int], Shape]
+    whole: bool = False
 
 
-def _hessian(rows: str, result: str, _opset: int) -> list[onnx.NodeProto]:
-    turned = f"{result}/turned"
-    return [
-        helper.make_node("Transpose", [rows], [turned], perm=[1, 0]),
-        helper.make_node("MatMul", [turned, rows], [result]),
-    ]
+def _per_channel(groups: int, k: int, _: int) -> Shape:
+    return (k,) if groups == 1 else (groups, k)
 
 
-def _reduced(operator: str, *, magnitude: bool = False) -> Callable[[str, str, int], list[onnx.NodeProto]]:
-    """Over all rows, each channel for itself."""
+def _hessian(nodes: Nodes, given: Given) -> str:
+    return nodes.add("MatMul", _turned(nodes, given), given.rows)
 
-    def nodes(rows: str, result: str, opset: int) -> list[onnx.NodeProto]:
-        made, source = [], rows
-        if magnitude:
-            source = f"{result}/abs"
-            made.append(helper.make_node("Abs", [rows], [source]))
-        # Axes became an input of ReduceSum at opset 13, of the others at 18.
-        if opset >= (13 if operator == "ReduceSum" else 18):
-            axes = f"{result}/axes"
-            made.append(helper.make_node("Constant", [], [axes], value_ints=[0]))
-            made.append(helper.make_node(operator, [source, axes], [result], keepdims=0))
-        else:
-            made.append(helper.make_node(operator, [source], [result], axes=[0], keepdims=0))
-        return made
+
+def _cross(nodes: Nodes, given: Given) -> str:
+    return nodes.add("MatMul", _turned(nodes, given), given.other or "")
+
+
+def _turned(nodes: Nodes, given: Given) -> str:
+    return nodes.add("Transpose", given.rows, perm=[1, 0] if given.rank == 2 else [0, 2, 1])
+
+
+def _reduce(operator: str, of: Sequence[str] = (), *, whole: bool = False) -> Callable[[Nodes, Given], str]:
+    """Over all rows, each channel for itself, or over everything; of a function of the elements."""
+
+    def nodes(made: Nodes, given: Given) -> str:
+        source = given.rows
+        for function in of:
+            source = made.add("Mul", source, source) if function == "Square" else made.add(function, source)
+        axis = None if whole else {2: 0, 3: 1}[given.rank or 2]
+        return made.reduced(operator, source, axis)
 
     return nodes
 
 
+def _histogram(nodes: Nodes, given: Given) -> str:
+    """Counts of `BINS` equal bins between the limits, int64."""
+    low, high = given.limits or (0.0, 0.0)
+    flat = nodes.add("Reshape", given.rows, nodes.ints(-1))
+    per_unit = BINS / (high - low) if high > low else 0.0
+    place = nodes.add("Mul", nodes.add("Sub", flat, nodes.number(low)), nodes.number(per_unit))
+    inside = nodes.add("Clip", nodes.add("Floor", place), nodes.number(0.0), nodes.number(BINS - 1.0))
+    bins = nodes.add("Cast", inside, to=TensorProto.INT64)
+    # ScatterElements adds since opset 16. Unique, many times slower, counts what it finds: each bin once more.
+    if nodes.opset < 16:
+        every = nodes.add("Concat", bins, nodes.ints(*range(BINS)), axis=0)
+        counts = nodes.several("Unique", every, outputs=4)[3]
+        return nodes.add("Sub", counts, nodes.ints(1))
+    one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
+    ones = nodes.add("ConstantOfShape", nodes.add("Shape", bins), value=one)
+    return nodes.add("ScatterElements", nodes.ints(*[0] * BINS), bins, ones, reduction="add")
+
+
 REDUCTIONS: dict[Kind, Reduction] = {
-    "hessian": Reduction(_hessian, np.add, lambda k: k * k),
-    "channel_absmax": Reduction(_reduced("ReduceMax", magnitude=True), np.maximum, lambda k: k),
-    "channel_min": Reduction(_reduced("ReduceMin"), np.minimum, lambda k: k),
-    "channel_max": Reduction(_reduced("ReduceMax"), np.maximum, lambda k: k),
-    "channel_sum": Reduction(_reduced("ReduceSum"), np.add, lambda k: k),
-    "channel_abs_sum": Reduction(_reduced("ReduceSum", magnitude=True), np.add, lambda k: k),
+    "hessian": Reduction(_hessian, "sum", lambda g, k, _: (k, k) if g == 1 else (g, k, k)),
+    "cross": Reduction(_cross, "sum", lambda _, k, other: (k, other)),
+    "channel_absmax": Reduction(_reduce("ReduceMax", ["Abs"]), "max", _per_channel),
+    "channel_min": Reduction(_reduce("ReduceMin"), "min", _per_channel),
+    "channel_max": Reduction(_reduce("ReduceMax"), "max", _per_channel),
+    "channel_sum": Reduction(_reduce("ReduceSum"), "sum", _per_channel),
+    "channel_abs_sum": Reduction(_reduce("ReduceSum", ["Abs"]), "sum", _per_channel),
+    "channel_square_sum": Reduction(_reduce("ReduceSum", ["Square"]), "sum", _per_channel),
+    "absmax": Reduction(_reduce("ReduceMax", ["Abs"], whole=True), "max", lambda *_: (), whole=True),
+    "min": Reduction(_reduce("ReduceMin", whole=True), "min", lambda *_: (), whole=True),
+    "max": Reduction(_reduce("ReduceMax", whole=True), "max", lambda *_: (), whole=True),
+    "sum": Reduction(_reduce("ReduceSum", whole=True), "sum", lambda *_: (), whole=True),
+    "histogram": Reduction(_histogram, "sum", lambda *_: (BINS,), whole=True),
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked about one tensor.
-
-    Attributes:
-        tensor: Name of a value of the main graph whose last axis are channels.
-        channels: Their number, K.
-        kinds: What is wanted.
-    """
-
-    tensor: str
-    channels: int
-    kinds: tuple[Kind, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the float32 answers."""
-        return 4 * sum(REDUCTIONS[kind].size(self.channels) for kind in self.kinds)
-
-
-def merged(requests: Sequence[Request]) -> list[Request]:
-    """One request a tensor: what several methods, or several readers of a tensor, ask for."""
-    kinds: dict[tuple[str, int], dict[Kind, None]] = {}
-    for request in requests:
-        kinds.setdefault((request.tensor, request.channels), {}).update(dict.fromkeys(request.kinds))
-    return [Request(tensor, channels, tuple(wanted)) for (tensor, channels), wanted in kinds.items()]
