@@ -109,7 +109,7 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    arrays = {str(number): np.ascontiguousarray(each) for number, each in enumerate(statistics.answers.values())}
+    arrays = {str(number): np.asarray(each, order="C") for number, each in enumerate(statistics.answers.values())}
     metadata = dict(recorded) | {
         "form": _FORM,
         "keys": json.dumps(list(statistics.answers)),
