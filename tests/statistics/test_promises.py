@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import numpy_helper, parser
 
 import onnxq
@@ -67,6 +68,33 @@ onnxq.quantize(model, "int4-gptq", output=small, statistics=stats, force=True)
 print("\\n".join(seen))
 """
 
+# Nine weights of 256 MiB, which a protobuf message could not hold.
+LARGE = """
+import numpy as np
+import onnx, onnx.parser
+from onnxq.model.load import load
+from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.collect import collect
+from onnxq.statistics.requests import Request
+
+body = " ".join(f"h{at + 1} = MatMul(h{at}, w{at})" for at in range(9))
+text = "g (float[n, 8192] h0) => (float[n, 8192] h9) { %s }" % body
+proto = onnx.parser.parse_model('<ir_version: 8, opset_import: ["": 17]>' + text)
+for at in range(9):
+    tensor = proto.graph.initializer.add(name=f"w{at}", data_type=1, data_location=1, dims=[8192, 8192])
+    tensor.external_data.add(key="location", value="w.data")
+    tensor.external_data.add(key="offset", value=str(at << 28))
+# A hole, so that it takes no room.
+with open("w.data", "wb") as file:
+    file.truncate(9 << 28)
+onnx.save(proto, "m.onnx")
+x = np.arange(3 * 8192, dtype=np.float32).reshape(3, 8192)
+asked = [Request("h0", 8192, ("channel_max",)), Request("h9", 8192, ("max",))]
+found = collect(load("m.onnx"), asked, Calibration(x), budget_bytes=1)
+assert np.array_equal(found.get("h0", "channel_max"), x[2])
+print(found.get("h9", "max"))
+"""
+
 
 def python(code: str, *arguments: object, cwd: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(Path(onnxq.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
@@ -88,6 +116,12 @@ def model_file(path: Path) -> Path:
 def test_memory_does_not_grow_with_the_samples(tmp_path):
     growth = int(python(COLLECT, model_file(tmp_path / "m.onnx"), cwd=tmp_path))
     assert growth < GROWTH_BYTES
+
+
+@pytest.mark.slow
+def test_models_over_2_gib_are_calibrated(tmp_path):
+    assert python(LARGE, cwd=tmp_path).strip() == "0.0"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m.onnx", "w.data"]
 
 
 def test_calibration_opens_no_connection_and_writes_nothing_but_what_was_asked_for(tmp_path):
