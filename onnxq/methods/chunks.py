@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from onnxq.formats.base import Floats
-
-CHUNK = 1 << 16
+from onnxq.methods.backend import CPU_CHUNK
 
 
 @dataclass(frozen=True)
@@ -34,16 +33,16 @@ class Chunk:
         return grid[self.groups][:, :, None]
 
 
-def chunks(shape: tuple[int, ...], block: int | None) -> Iterator[Chunk]:
-    """Cut [A, K, C] into pieces that fit in the cache and never hold parts of two groups."""
+def chunks(shape: tuple[int, ...], block: int | None, size: int = CPU_CHUNK) -> Iterator[Chunk]:
+    """Cut [A, K, C] into pieces of about `size` elements; each holds whole groups or a part of one."""
     a, k, c = shape
     if not (a and k and c):
         return
     step = min(block or k, k)
-    many = max(1, CHUNK // (k * c))
+    many = max(1, size // (k * c))
     for top in range(0, a, many):
         matrices = slice(top, min(top + many, a))
-        for part, groups, rows in _ranges(k, step, max(1, CHUNK // c)):
+        for part, groups, rows in _ranges(k, step, max(1, size // c)):
             if block is None:
                 yield Chunk((matrices, part), (slice(0, 1), slice(0, 1)), rows)
             else:

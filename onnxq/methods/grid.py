@@ -1,13 +1,15 @@
 """`Grid`: the values that the weights of each group may take, and `GridSpec`: how to lay one."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import Format, Integer, ScaleType
 from onnxq.formats.base import Codes, Floats
+from onnxq.methods.backend import quantize_finite
 from onnxq.methods.chunks import Chunk, chunks
 from onnxq.methods.solution import Solution
 
@@ -49,12 +51,17 @@ class Grid:
     scale: Floats
     zero_point: Floats | None
 
+    def on(self, xp: Any) -> "Grid":
+        """The grid with `scale` and `zero_point` as arrays of another module."""
+        zero_point = None if self.zero_point is None else xp.asarray(self.zero_point)
+        return replace(self, scale=xp.asarray(self.scale), zero_point=zero_point)
+
     def quantize(self, weight: Floats, scale: Floats, zero_point: Floats | None) -> tuple[Codes, Floats]:
-        """Codes and decoded values of weights whose scales and zero points broadcast to them."""
+        """Codes and decoded values of weights to which scales and zero points broadcast, in either array module."""
         units: Floats = weight / scale
         if zero_point is not None:
             units += zero_point
-        codes, values = self.format.quantize_finite(units)
+        codes, values = quantize_finite(self.format, units)
         if zero_point is not None:
             values -= zero_point
         values *= scale

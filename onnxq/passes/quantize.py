@@ -22,6 +22,7 @@ from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
 from onnxq.passes.calibrate import Reading, reading_of
+from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
 from onnxq.passes.insert import insert
 from onnxq.passes.plan import Decision, Plan, grouping
@@ -89,7 +90,7 @@ def quantize_weights(
     ]
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        for item, solved in _in_order(executor, work, non_finite, statistics):
+        for item, solved in _in_order(executor, work, non_finite, Curvatures(statistics)):
             weight, decision = item.weight, item.decision
             if isinstance(solved, str):
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solved))
@@ -110,14 +111,14 @@ class _Work:
 
 
 def _in_order(
-    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy, statistics: Statistics | None
+    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy, curvatures: Curvatures
 ) -> Iterator[tuple[_Work, Solution | str]]:
     """Solutions in the order of the work, with only as many alive as there are workers."""
     pending: deque[tuple[_Work, Future[Solution | str]]] = deque()
     waiting = iter(work)
     try:
         for item in waiting:
-            pending.append((item, executor.submit(_solve, item, policy, statistics)))
+            pending.append((item, executor.submit(_solve, item, policy, curvatures)))
             if len(pending) > (os.cpu_count() or 1):
                 first, future = pending.popleft()
                 yield first, future.result()
@@ -129,7 +130,7 @@ def _in_order(
             future.cancel()
 
 
-def _solve(item: _Work, policy: NonFinitePolicy, statistics: Statistics | None) -> Solution | str:
+def _solve(item: _Work, policy: NonFinitePolicy, curvatures: Curvatures) -> Solution | str:
     """Codes and scales of one weight, or why it is left alone."""
     weight, spec = item.weight, item.decision.spec
     if spec is None:
@@ -137,15 +138,14 @@ def _solve(item: _Work, policy: NonFinitePolicy, statistics: Statistics | None) 
     group = grouping(weight, spec)
     array = weight.read().reshape(group.matrix)
     grid = GridSpec([get_format(name) for name in spec.format], group.block, group.scale_type, spec.symmetric)
-    solver, hessian = SOLVERS[spec.method], None
-    if solver.hessian != "no" and statistics is not None and item.reading is not None and item.reading.view.groups == 1:
-        hessian = statistics.get(item.reading.tensor, "hessian", item.reading.view)
+    solver = SOLVERS[spec.method]
+    curvature = None if solver.hessian == "no" else curvatures.of(item.reading)
 
     def solve(array: np.ndarray) -> Solution:
-        if hessian is None or group.matrix[2] != 1:
-            return solver.solve(array, grid, hessian)
-        # Rows are output channels here: seen as [1, K, C] they share one Hessian.
-        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, hessian))
+        if curvature is None or group.matrix[2] != 1:
+            return solver.solve(array, grid, curvature)
+        # Rows are output channels here: seen as [1, K, C] they share one curvature.
+        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature))
 
     try:
         return solve(array)

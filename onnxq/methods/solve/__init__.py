@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import clip, gptq, rtn
@@ -16,31 +17,31 @@ class Solver:
     """A way from a weight to codes and scales.
 
     Attributes:
-        solve: (weight [A, K, C], spec, hessian [K, K] or None) -> solution.
+        solve: (weight [A, K, C], spec, curvature or None) -> solution.
         hessian: Whether it needs X'X of the layer's inputs, uses it where there is one, or never looks at it.
         about: One line for people.
     """
 
-    solve: Callable[[np.ndarray, GridSpec, np.ndarray | None], Solution]
+    solve: Callable[[np.ndarray, GridSpec, Curvature | None], Solution]
     hessian: Literal["needs", "uses", "no"]
     about: str
 
 
-def _rtn(weight: np.ndarray, spec: GridSpec, _hessian: np.ndarray | None) -> Solution:
+def _rtn(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None) -> Solution:
     return rtn.solve(weight, spec)
 
 
-def _clip(weight: np.ndarray, spec: GridSpec, hessian: np.ndarray | None) -> Solution:
-    return clip.solve(weight, spec, hessian)
+def _clip(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+    return clip.solve(weight, spec, curvature)
 
 
-def _search(weight: np.ndarray, spec: GridSpec, hessian: np.ndarray | None) -> Solution:
-    return clip.solve(weight, spec, hessian, clip.OCTAVES)
+def _search(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+    return clip.solve(weight, spec, curvature, clip.OCTAVES)
 
 
-def _gptq(weight: np.ndarray, spec: GridSpec, hessian: np.ndarray | None) -> Solution:
+def _gptq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
     # Without statistics of its inputs (a convolution, an embedding) a weight is clipped and rounded.
-    return clip.solve(weight, spec) if hessian is None else gptq.solve(weight, spec, hessian)
+    return clip.solve(weight, spec) if curvature is None else gptq.solve(weight, spec, curvature)
 
 
 SOLVERS: Mapping[str, Solver] = {
