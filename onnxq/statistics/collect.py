@@ -11,9 +11,9 @@ from onnx import helper
 from onnxq.errors import DataError, NonFiniteError
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
-from onnxq.model.taps import Tap, tapped
+from onnxq.model.taps import Tap, Tapped, tapped
 from onnxq.runtime.session import run, session
-from onnxq.statistics.batches import Batch
+from onnxq.statistics.batches import Batch, Batches
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.nodes import Nodes
 from onnxq.statistics.reductions import REDUCTIONS, Given
@@ -61,25 +61,36 @@ def collect(
     shelf = Shelf(8 * sum(math.prod(shape) for each in wanted for shape in each.keys.values()))
     with tapped(model) as opened:
         for number, group in enumerate(groups):
-            taps = [_tap(at, each, opset_of(model.ir), shelf) for at, each in enumerate(group)]
-            running = session(opened.open(taps), providers=calibration.providers)
-            names = [output.name for tap in taps for output in tap.outputs]
-            for batch in batches:
-                results = iter(run(running, names, batch.inputs))
-                for request in group:
-                    _add(request, batch, results, shelf)
-                _tell(calibration, number, len(groups), batch.last + 1, batches.samples)
+            # A function of its own, so that no session outlives its pass, or what it was opened from.
+            _run(opened, group, shelf, opset_of(model.ir), calibration, batches, (number, len(groups)))
     for key, answer in shelf.answers.items():
         if not np.isfinite(answer).all():
             raise NonFiniteError(f"the {key.kind} of activation '{key.tensor}' leaves float32")
     return Statistics(shelf.answers, batches.samples, calibration.is_synthetic)
 
 
-def _tell(calibration: Calibration, number: int, passes: int, done: int, samples: int) -> None:
-    if calibration.progress is not None:
-        # How many samples an iterable has is not known before its end.
-        total = max(samples, done)
-        calibration.progress(number * total + done, passes * total)
+def _run(
+    opened: Tapped,
+    group: Sequence[Request],
+    shelf: Shelf,
+    opset: int,
+    calibration: Calibration,
+    batches: Batches,
+    number_of: tuple[int, int],
+) -> None:
+    """One pass over the data."""
+    taps = [_tap(at, each, opset, shelf) for at, each in enumerate(group)]
+    running = session(opened.open(taps), providers=calibration.providers)
+    names = [output.name for tap in taps for output in tap.outputs]
+    for batch in batches:
+        results = iter(run(running, names, batch.inputs))
+        for request in group:
+            _add(request, batch, results, shelf)
+        if calibration.progress is not None:
+            # How many samples an iterable has is not known before its end.
+            number, passes = number_of
+            total = max(batches.samples, batch.last + 1)
+            calibration.progress(number * total + batch.last + 1, passes * total)
 
 
 def _tap(number: int, request: Request, opset: int, shelf: Shelf) -> Tap:
