@@ -10,20 +10,23 @@ if TYPE_CHECKING:
     from onnxq.analysis.compare import compare
     from onnxq.analysis.evaluate import evaluate
     from onnxq.analysis.inspect import inspect
-    from onnxq.api import plan, quantize, quantize_proto
+    from onnxq.api import calibrate, plan, quantize, quantize_proto
     from onnxq.errors import OnnxqError
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
     from onnxq.runtime.generate import generate
     from onnxq.runtime.session import session
+    from onnxq.statistics.calibration import Calibration
 
     __version__: str
 
 __all__ = [
+    "Calibration",
     "OnnxqError",
     "Recipe",
     "Report",
     "__version__",
+    "calibrate",
     "compare",
     "evaluate",
     "generate",
@@ -36,9 +39,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Calibration": "statistics.calibration",
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
+    "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
     "generate": "runtime.generate",

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import onnx
 
+from onnxq.analysis.execution import execution
 from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
+from onnxq.model.sites import Weight, find_weights
+from onnxq.passes.calibrate import all_requests, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
@@ -20,7 +23,9 @@ from onnxq.passes.sink import Memory, Sink
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.report import Entry, Report
-from onnxq.runtime.explain import execution
+from onnxq.statistics.cache import check_file, collected, save
+from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.statistics import Statistics
 
 Progress = Callable[[str, int, int], None]
 """Called with the weight just done, elements done, and elements in all."""
@@ -53,6 +58,8 @@ def quantize(
     include: Globs = (),
     exclude: Globs = (),
     force: bool = False,
+    calibration: Calibration | None = None,
+    statistics: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -68,6 +75,8 @@ def quantize(
         include: Globs on names of nodes and weights; others stay float.
         exclude: Globs on names of nodes and weights that stay float.
         force: Replace an output that exists.
+        calibration: Data for methods that look at activations; of the others some do better with it.
+        statistics: A file of `calibrate`, in place of the data.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -80,7 +89,9 @@ def quantize(
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
         NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
         OutputError: The output exists, or cannot be written.
-        UsageError: There is no such target, or `threads` is not positive.
+        UsageError: There is no such target, `threads` is not positive, or a method needs calibration data.
+        DataError: The calibration data or the statistics do not fit the model.
+        NonFiniteError: An activation is NaN or Inf on the calibration data.
     """
     started = time.perf_counter()
     chosen, checked_target, selection = load_recipe(recipe), check_target(target), _selection(include, exclude)
@@ -96,11 +107,52 @@ def quantize(
             size_bytes = source.size_bytes
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
-        made, entries = _transform(loaded, chosen, checked_target, selection, staging, threads, progress)
+        made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
+        found = statistics_for(loaded, made, weights, calibration, statistics)
+        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = _notes(loaded, checked_target)
+    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
+
+
+def calibrate(
+    model: str | Path,
+    calibration: Calibration,
+    *,
+    output: str | Path,
+    recipe: str | Path | Recipe | None = None,
+    force: bool = False,
+) -> Statistics:
+    """Run a model on data and write what methods want to know about its activations, for `quantize`.
+
+    Args:
+        model: The .onnx file.
+        calibration: The data.
+        output: The .safetensors file to write. It appears complete or not at all.
+        recipe: Collect what this recipe needs; by default what any method may want.
+        force: Replace an output that exists.
+
+    Returns:
+        The statistics; empty where the recipe needs none.
+
+    Raises:
+        RecipeError: The recipe has a mistake.
+        ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
+        DataError: The data does not fit the model.
+        NonFiniteError: An activation is NaN or Inf.
+        OutputError: The output exists, or cannot be written.
+    """
+    check_file(Path(output), force=force)
+    loaded = load(model)
+    if recipe is None:
+        wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
+    else:
+        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
+        wanted = requests(made, weights, loaded.ir.graph)
+    found = collected(loaded, wanted, calibration)
+    save(found, output, loaded, calibration)
+    return found
 
 
 def quantize_proto(
@@ -110,19 +162,22 @@ def quantize_proto(
     target: str = "ort",
     include: Globs = (),
     exclude: Globs = (),
+    calibration: Calibration | None = None,
     threads: int | None = None,
 ) -> tuple[onnx.ModelProto, Report]:
     """Quantize a model in memory; arguments and errors as for `quantize`. The argument is not changed."""
     started = time.perf_counter()
     loaded = from_proto(model)
-    selection = _selection(include, exclude)
-    made, entries = _transform(loaded, load_recipe(recipe), check_target(target), selection, Memory(), threads, None)
+    chosen = load_recipe(recipe)
+    made, weights = make_plan(loaded.ir, chosen, check_target(target), _selection(include, exclude))
+    found = statistics_for(loaded, made, weights, calibration)
+    entries = _transform(loaded, chosen, (made, weights), Memory(), found, threads, None)
     result = onnx.ModelProto()
     if any(each.format for each in entries):
         result.ParseFromString(Form.of(loaded.ir).tobytes())
     else:
         result.CopyFrom(model)
-    notes = _notes(loaded, made.target)
+    notes = (*_notes(loaded, made.target), *_calibrated(found, calibration))
     report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
 
@@ -134,18 +189,18 @@ def _selection(include: Globs, exclude: Globs) -> Selection:
 def _transform(
     model: Model,
     recipe: Recipe,
-    target: Target,
-    selection: Selection,
+    planned: tuple[Plan, list[Weight]],
     sink: Sink,
+    statistics: Statistics | None,
     threads: int | None,
     progress: Progress | None,
-) -> tuple[Plan, tuple[Entry, ...]]:
-    """Plan, quantize, and bring the graph into the form of the target."""
+) -> tuple[Entry, ...]:
+    """Quantize what is planned, and bring the graph into the form of the target."""
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; at least one has to work")
-    made, weights = make_plan(model.ir, recipe, target, selection)
+    made, weights = planned
     if not made.quantized:
-        return made, tuple(_planned(decision) for decision in made)
+        return tuple(_planned(decision) for decision in made)
     done, total = 0, sum(weight.size for weight, each in zip(weights, made, strict=True) if each.spec)
 
     def advance(name: str, size: int) -> None:
@@ -155,18 +210,38 @@ def _transform(
             progress(name, done, total)
 
     results = iter(
-        quantize_weights(model.ir, made, weights, sink, non_finite=recipe.non_finite, threads=threads, progress=advance)
+        quantize_weights(
+            model.ir,
+            made,
+            weights,
+            sink,
+            statistics=statistics,
+            non_finite=recipe.non_finite,
+            threads=threads,
+            progress=advance,
+        )
     )
     fuse_products(model.ir)
     finish(model.ir, made.opset, made.ir_version)
     model.ir.metadata_props.update(
         {
             "onnxq.version": _version(),
-            "onnxq.target": target,
+            "onnxq.target": made.target,
             "onnxq.recipe": recipe.model_dump_json(exclude_defaults=True),
         }
     )
-    return made, tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
+    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
+
+
+def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
+    """On what the statistics were collected, for the report."""
+    if statistics is None:
+        return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
+    if statistics.synthetic:
+        return (
+            f"calibrated on {statistics.samples} synthetic samples, made from the input specs: real data does better",
+        )
+    return (f"calibrated on {statistics.samples} samples",)
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import onnxq
+from onnxq.analysis.execution import Execution
 from onnxq.recipes import preset_names
-from onnxq.runtime.explain import Execution
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MODEL, TOKENS = SAMPLES / "code_lm" / "model.onnx", SAMPLES / "code_lm" / "heldout.npy"

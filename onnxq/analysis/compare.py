@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.analysis.data import Source, read
 from onnxq.analysis.distance import Distance
-from onnxq.analysis.feeds import Feeds, feeds_for
+from onnxq.analysis.execution import Execution, execution
 from onnxq.errors import UsageError
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
 from onnxq.model.probe import runnable
-from onnxq.runtime.explain import Execution, execution
 from onnxq.runtime.inputs import Input, inputs_of
 from onnxq.runtime.session import run, session
+from onnxq.statistics.data import Source, read
+from onnxq.statistics.feeds import Feeds, feeds_for
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -123,7 +123,7 @@ def compare(
     Args:
         a: the reference, loaded or as a path.
         b: the other model.
-        data: as for `onnxq.analysis.feeds.feeds_for`.
+        data: as for `onnxq.statistics.feeds.feeds_for`.
         sequence: tokens in a window, where the data is a stream of tokens.
         batch: samples run at once.
         limit: use only the first `limit` samples or windows; None uses all.

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.analysis.data import Array, Source, read
-from onnxq.analysis.feeds import Feeds, feeds_for, token_feeds
+from onnxq.analysis.execution import Execution, execution
 from onnxq.errors import DataError, NonFiniteError, UsageError
 from onnxq.model.load import Model
-from onnxq.runtime.explain import Execution, execution
 from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.session import run, session
 from onnxq.runtime.source import checked
+from onnxq.statistics.data import Array, Source, read
+from onnxq.statistics.feeds import Feeds, feeds_for, token_feeds
 
 if TYPE_CHECKING:
     import onnxruntime

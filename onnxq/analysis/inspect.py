@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
+from onnxq.methods.grid import GridSpec
 from onnxq.methods.solve import rtn
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
@@ -161,9 +162,7 @@ def _fit(weight: Weight, *, measure: bool) -> WeightFit:
         group = grouping(weight, spec)
         formats = [get_format(name) for name in spec.format]
         try:
-            solution = rtn.solve(
-                sample, formats, block=group.block, scale_type=group.scale_type, symmetric=spec.symmetric
-            )
+            solution = rtn.solve(sample, GridSpec(formats, group.block, group.scale_type, spec.symmetric))
         except NonFiniteError as error:
             return replace(plain, obstacle=f"{error}")
         scores[recipe] = min(solution.sqnr_db, _LOSSLESS_DB)

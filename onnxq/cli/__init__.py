@@ -3,6 +3,7 @@
 import sys
 
 from onnxq.cli.app import app, run
+from onnxq.cli.calibrate import calibrate
 from onnxq.cli.catalog import formats, recipes
 from onnxq.cli.convert import plan, quantize
 from onnxq.cli.demo import demo
@@ -21,9 +22,17 @@ app.command(
         "onnxq quantize model.onnx -o small.onnx",
         "onnxq quantize model.onnx -o small.onnx --recipe int4 --exclude '*lm_head*'",
         "onnxq quantize model.onnx -o small.onnx --recipe mine.yaml --report what.json",
+        "onnxq quantize model.onnx -o small.onnx --recipe int4-gptq --calib tokens.npy --seq 256",
         "onnxq quantize model.onnx --recipe fp4 --dry-run",
     ),
 )(quantize)
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq calibrate model.onnx --calib tokens.npy --seq 256 -o stats.safetensors",
+        "onnxq quantize model.onnx -o small.onnx --recipe int3-best --stats stats.safetensors",
+    ),
+)(calibrate)
 app.command(
     rich_help_panel=_CONVERT,
     cls=with_examples("onnxq plan model.onnx --recipe fp4", "onnxq plan model.onnx --include '*mlp*' --json"),

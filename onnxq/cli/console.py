@@ -54,7 +54,7 @@ class Advance(Protocol):
     """What moves a progress bar."""
 
     def __call__(self, done: int, total: int, now: str | None = None) -> None:
-        """Show what is done, of all there is to do, and `now` as the name of it."""
+        """Show what is done, of all there is to do, and `now` as the name of it; another total is another task."""
 
 
 @contextmanager
@@ -68,6 +68,9 @@ def progress(label: str) -> Iterator[Advance]:
         task = bar.add_task(label, total=None)
 
         def advance(done: int, total: int, now: str | None = None) -> None:
+            if bar.tasks[0].total not in (None, total):
+                # The time left is told from the speed of this task alone.
+                bar.reset(task, description=label)
             bar.update(task, description=now, completed=done, total=total)
 
         yield advance

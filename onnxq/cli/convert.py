@@ -8,14 +8,21 @@ import typer
 from onnxq.cli.console import progress, show, show_json
 from onnxq.cli.options import (
     AsJson,
+    CalibrationBatch,
+    CalibrationCache,
+    CalibrationData,
+    CalibrationSamples,
+    CalibrationSequence,
     Exclude,
     Include,
     ModelFile,
     NonFinite,
     NonFinitePolicy,
+    Providers,
     RecipeName,
     TargetName,
     Threads,
+    provider_list,
 )
 from onnxq.errors import OutputError, UsageError
 
@@ -32,6 +39,12 @@ ReportFile = Annotated[
     Path | None,
     typer.Option("--report", metavar="FILE", help="Write what was done to each weight as JSON.", show_default=False),
 ]
+StatisticsFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--stats", metavar="FILE", help="Statistics of 'onnxq calibrate', in place of --calib.", show_default=False
+    ),
+]
 
 
 def quantize(
@@ -45,6 +58,13 @@ def quantize(
     dry_run: DryRun = False,
     force: Force = False,
     report_file: ReportFile = None,
+    calib: CalibrationData = None,
+    sequence: CalibrationSequence = 512,
+    samples: CalibrationSamples = 128,
+    calib_batch: CalibrationBatch = 4,
+    calib_cache: CalibrationCache = None,
+    statistics: StatisticsFile = None,
+    providers: Providers = None,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
@@ -59,12 +79,24 @@ def quantize(
         return
     if output is None:
         raise UsageError("where should the model go? give -o OUT.onnx (or --dry-run to write nothing)")
+    if calib is None and calib_cache is not None:
+        raise UsageError("--calib-cache keeps what --calib finds: give --calib DATA too, or --stats FILE alone")
     from onnxq import api
+    from onnxq.statistics.calibration import Calibration
 
     chosen = _recipe(recipe, non_finite)
     if report_file:
         _check_report(report_file, model, output, force=force)
     with progress("quantizing") as advance:
+        calibration = calib and Calibration(
+            calib,
+            sequence=sequence,
+            samples=samples,
+            batch=calib_batch,
+            providers=provider_list(providers),
+            cache=calib_cache,
+            progress=lambda done, total: advance(done, total, "calibrating"),
+        )
         report = api.quantize(
             model,
             chosen,
@@ -73,6 +105,8 @@ def quantize(
             include=tuple(include or ()),
             exclude=tuple(exclude or ()),
             force=force,
+            calibration=calibration or None,
+            statistics=statistics,
             threads=threads,
             progress=lambda _, done, total: advance(done, total, "writing" if done == total else None),
         )

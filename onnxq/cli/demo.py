@@ -144,7 +144,7 @@ def _show_one(name: str, folder: Path, work: Path, full: bool, advance: Advance)
 
 
 def _held_out(path: Path, full: bool) -> Any:
-    from onnxq.analysis.data import read
+    from onnxq.statistics.data import read
 
     tokens = read(path)
     if full or isinstance(tokens, dict):

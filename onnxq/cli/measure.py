@@ -134,7 +134,7 @@ def _labelled(data: Path | None, labels: str | None) -> tuple[Any, Any]:
     """Data and labels as `evaluate` takes them: labels by name are an array of the data."""
     if data is None or labels is None or Path(labels).suffix == ".npy" or Path(labels).is_file():
         return data, labels
-    from onnxq.analysis.data import read
+    from onnxq.statistics.data import read
 
     arrays = read(data)
     if not isinstance(arrays, Mapping):

@@ -74,6 +74,32 @@ AccuracyLevel = Annotated[
         show_default=False,
     ),
 ]
+CalibrationData = Annotated[
+    str | None,
+    typer.Option(
+        "--calib",
+        metavar="DATA",
+        help="Data for methods that look at activations: an .npz file (one array an input) or a folder of them, token "
+        "ids (.npy), a .npy file for a single input, or 'synthetic'.",
+        show_default=False,
+    ),
+]
+CalibrationSequence = Annotated[int, typer.Option("--seq", min=2, metavar="N", help="Tokens in a window.")]
+CalibrationSamples = Annotated[
+    int, typer.Option("--samples", min=1, metavar="N", help="Windows or samples to calibrate on, at most.")
+]
+CalibrationBatch = Annotated[
+    int, typer.Option("--calib-batch", min=1, metavar="N", help="Windows or samples run at once.")
+]
+CalibrationCache = Annotated[
+    Path | None,
+    typer.Option(
+        "--calib-cache",
+        metavar="FILE",
+        help="Keep the statistics in this file, and take them from it when model and data are the same.",
+        show_default=False,
+    ),
+]
 
 
 def provider_list(text: str | None) -> list[str] | None:

@@ -8,6 +8,7 @@ from onnxq.errors import UsageError
 from onnxq.formats import SCALE_TYPES, Integer, get_format, get_scale_type
 
 Granularity = Literal["tensor", "channel", "group"]
+Method = Literal["rtn", "clip", "search", "gptq"]
 
 
 def as_list(value: object) -> object:
@@ -25,6 +26,7 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
+        method: How codes are found: `rtn`, `clip`, `search` or `gptq` (docs/methods.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,6 +36,7 @@ class QuantSpec(BaseModel):
     group_size: Annotated[int | None, Field(ge=2, le=1 << 20)] = None
     scale: str = "auto"
     symmetric: bool = True
+    method: Method = "rtn"
 
     @field_validator("format")
     @classmethod
@@ -77,4 +80,6 @@ class QuantSpec(BaseModel):
             parts.append(f"{self.scale} scales")
         if not self.symmetric:
             parts.append("zero points")
+        if self.method != "rtn":
+            parts.append(self.method)
         return ", ".join(parts)

@@ -6,9 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from onnxq.analysis.data import cast, read
 from onnxq.errors import DataError
 from onnxq.runtime.inputs import Input
+from onnxq.statistics.data import cast, read
 
 
 def wanted(dtype):

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from onnxq.analysis.feeds import array_feeds, feeds_for, token_feeds
 from onnxq.errors import DataError, UsageError
 from onnxq.runtime.inputs import Input
+from onnxq.statistics.feeds import array_feeds, feeds_for, token_feeds
 
 
 def tokens_in(*shape):

@@ -5,8 +5,8 @@ import numpy as np
 import onnx
 import pytest
 
+from onnxq.analysis.execution import Execution, FusedMatMuls, execution
 from onnxq.model.load import from_proto
-from onnxq.runtime.explain import Execution, FusedMatMuls, execution
 
 RNG = np.random.default_rng(0)
 

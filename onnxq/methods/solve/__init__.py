@@ -1,1 +1,52 @@
-"""From weights to codes and scales."""
+"""From weights to codes and scales: one solver a file, all over the same grids."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from onnxq.methods.curvature import Curvature
+from onnxq.methods.grid import GridSpec
+from onnxq.methods.solution import Solution
+from onnxq.methods.solve import clip, gptq, rtn
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A way from a weight to codes and scales.
+
+    Attributes:
+        solve: (weight [A, K, C], spec, curvature or None) -> solution.
+        hessian: Whether it needs X'X of the layer's inputs, uses it where there is one, or never looks at it.
+        about: One line for people.
+    """
+
+    solve: Callable[[np.ndarray, GridSpec, Curvature | None], Solution]
+    hessian: Literal["needs", "uses", "no"]
+    about: str
+
+
+def _rtn(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None) -> Solution:
+    return rtn.solve(weight, spec)
+
+
+def _clip(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+    return clip.solve(weight, spec, curvature)
+
+
+def _search(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+    return clip.solve(weight, spec, curvature, clip.OCTAVES)
+
+
+def _gptq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+    # Without statistics of its inputs (a convolution, an embedding) a weight is clipped and rounded.
+    return clip.solve(weight, spec) if curvature is None else gptq.solve(weight, spec, curvature)
+
+
+SOLVERS: Mapping[str, Solver] = {
+    "rtn": Solver(_rtn, "no", "round to nearest, the scale from the largest magnitude"),
+    "clip": Solver(_clip, "uses", "shrink each group's range to where its error is smallest, then round"),
+    "search": Solver(_search, "uses", "LLM-FP4: format and exponent bias with the smallest error, then round"),
+    "gptq": Solver(_gptq, "needs", "GPTQ: round in turn, later channels make up for the error of earlier ones"),
+}

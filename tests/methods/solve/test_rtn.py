@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format, get_scale_type
+from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve import rtn
 
 SYMMETRIC = [name for name in NAMED_FORMATS if not name.startswith("uint")]
@@ -23,6 +24,10 @@ def nearest_distance(units: np.ndarray, values: np.ndarray) -> np.ndarray:
     values = np.unique(values[np.isfinite(values)].astype(np.float64))
     at = np.searchsorted(values, units).clip(1, len(values) - 1)
     return np.minimum(np.abs(units - values[at - 1]), np.abs(units - values[at]))
+
+
+def solve(weight, kinds, *, block, scale_type, symmetric=True):
+    return rtn.solve(weight, GridSpec(kinds, block, scale_type, symmetric, largest_of(weight.dtype)))
 
 
 @st.composite
@@ -48,7 +53,7 @@ def problems(draw):
 def test_codes_are_nearest_and_scales_sane(problem) -> None:
     weight, name, scale_name, block, symmetric = problem
     kind, scale_type = get_format(name), get_scale_type(scale_name)
-    solution = rtn.solve(weight, [kind], block=block, scale_type=scale_type, symmetric=symmetric)
+    solution = solve(weight, [kind], block=block, scale_type=scale_type, symmetric=symmetric)
     k = weight.shape[1]
     groups = 1 if block is None else -(-k // block)
     assert solution.scale.shape == ((1, 1, 1) if block is None else (weight.shape[0], groups, weight.shape[2]))
@@ -84,7 +89,7 @@ def test_codes_are_nearest_and_scales_sane(problem) -> None:
 @pytest.mark.parametrize("scale", SCALE_TYPES)
 @pytest.mark.parametrize("name", SYMMETRIC)
 def test_zeros_stay_zeros(name: str, scale: str) -> None:
-    solution = rtn.solve(np.zeros((2, 5, 3), np.float32), [get_format(name)], block=2, scale_type=get_scale_type(scale))
+    solution = solve(np.zeros((2, 5, 3), np.float32), [get_format(name)], block=2, scale_type=get_scale_type(scale))
     assert not solution.decode().any()
     assert (solution.scale.astype(np.float32) == 1).all()
     assert solution.sqnr_db == float("inf")
@@ -93,7 +98,7 @@ def test_zeros_stay_zeros(name: str, scale: str) -> None:
 @pytest.mark.parametrize("name", INTEGERS)
 def test_constant_weights_are_exact_with_a_zero_point(name: str) -> None:
     weight = np.full((1, 64, 4), -0.7, np.float32)
-    solution = rtn.solve(weight, [get_format(name)], block=32, scale_type=get_scale_type("fp32"), symmetric=False)
+    solution = solve(weight, [get_format(name)], block=32, scale_type=get_scale_type("fp32"), symmetric=False)
     np.testing.assert_allclose(solution.decode(), weight, rtol=1e-6)
 
 
@@ -102,7 +107,7 @@ def test_zero_is_always_exact() -> None:
     weight = (rng.standard_normal((1, 64, 50)) + rng.uniform(-3, 3, 50)).astype(np.float32)
     weight[0, ::7] = 0
     for name in INTEGERS:
-        solution = rtn.solve(weight, [get_format(name)], block=16, scale_type=get_scale_type("fp16"), symmetric=False)
+        solution = solve(weight, [get_format(name)], block=16, scale_type=get_scale_type("fp16"), symmetric=False)
         assert not solution.decode()[0, ::7].any()
 
 
@@ -112,7 +117,7 @@ def test_non_finite_is_counted(bad: float, block: int | None) -> None:
     weight = np.ones((1, 40, 3), np.float32)
     weight[0, 39, 2] = weight[0, 3, 1] = bad
     with pytest.raises(NonFiniteError, match="2 NaN or Inf"):
-        rtn.solve(weight, [get_format("int4")], block=block, scale_type=get_scale_type("fp32"))
+        solve(weight, [get_format("int4")], block=block, scale_type=get_scale_type("fp32"))
 
 
 def test_the_format_with_the_smaller_error_is_taken() -> None:
@@ -121,8 +126,8 @@ def test_the_format_with_the_smaller_error_is_taken() -> None:
     normal = rng.standard_normal((1, 256, 8)).astype(np.float32)
     heavy = (rng.standard_t(1.5, (1, 256, 8))).astype(np.float32)
     for weight, expected in ((normal, "fp6_e2m3"), (heavy, "fp6_e3m2")):
-        alone = [rtn.solve(weight, [kind], block=256, scale_type=get_scale_type("fp32")) for kind in kinds]
-        chosen = rtn.solve(weight, kinds, block=256, scale_type=get_scale_type("fp32"))
+        alone = [solve(weight, [kind], block=256, scale_type=get_scale_type("fp32")) for kind in kinds]
+        chosen = solve(weight, kinds, block=256, scale_type=get_scale_type("fp32"))
         assert chosen.format.name == expected
         assert chosen.squared_error == min(each.squared_error for each in alone)
 
@@ -132,7 +137,7 @@ def test_the_format_with_the_smaller_error_is_taken() -> None:
 def test_pieces_that_fit_the_cache_make_no_difference(shape: tuple[int, int, int], block: int | None) -> None:
     weight = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     kind = get_format("int8")
-    solution = rtn.solve(weight, [kind], block=block, scale_type=get_scale_type("fp32"))
+    solution = solve(weight, [kind], block=block, scale_type=get_scale_type("fp32"))
     size = block or shape[1]
     rows = np.arange(shape[1]) // size
     absmax = np.zeros((shape[0], rows[-1] + 1, shape[2]), np.float32)
@@ -148,13 +153,13 @@ def test_a_view_of_read_only_memory_is_enough() -> None:
     weight = np.frombuffer(np.random.default_rng(0).standard_normal(600).astype(np.float32).tobytes(), np.float32)
     turned = weight.reshape(20, 30).T[None]
     args = {"block": 7, "scale_type": get_scale_type("fp16")}
-    one = rtn.solve(turned, [get_format("fp4_e2m1")], **args)
-    other = rtn.solve(np.ascontiguousarray(turned), [get_format("fp4_e2m1")], **args)
+    one = solve(turned, [get_format("fp4_e2m1")], **args)
+    other = solve(np.ascontiguousarray(turned), [get_format("fp4_e2m1")], **args)
     np.testing.assert_array_equal(one.codes, other.codes)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 4), (1, 0, 4), (1, 4, 0)])
 def test_empty_weights_have_no_codes(shape: tuple[int, int, int]) -> None:
-    solution = rtn.solve(np.empty(shape, np.float32), [get_format("int4")], block=2, scale_type=get_scale_type("fp32"))
+    solution = solve(np.empty(shape, np.float32), [get_format("int4")], block=2, scale_type=get_scale_type("fp32"))
     assert solution.codes.shape == shape
     assert solution.squared_error == 0

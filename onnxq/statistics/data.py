@@ -1,4 +1,4 @@
-"""Read evaluation data files, and give an input its type without losing anything.
+"""Read data files, and give an input its type without losing anything.
 
 Data files are untrusted: nothing is unpickled, and what an archive says it holds is checked against a limit before
 any of it is read.
@@ -7,7 +7,7 @@ any of it is read.
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,29 @@ from onnxq.errors import DataError
 from onnxq.runtime.inputs import Input
 
 Array = NDArray[Any]
+
+
+class Lazy(Protocol):
+    """Samples that are read or made when they are asked for; of an array it has what batches are cut with."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all samples; the first axis counts them."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the elements."""
+
+    @property
+    def ndim(self) -> int:
+        """Dimensions."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: NDArray[np.intp]) -> Array: ...
+
+
+Samples = Array | Lazy
 Source = str | Path | Array | Mapping[str, Array]
 """A .npy or .npz file, or what it would hold."""
 
@@ -33,6 +56,8 @@ def read(source: Source, *, limit_bytes: int = LIMIT_BYTES) -> Array | dict[str,
     if isinstance(source, Mapping):
         return {name: np.asarray(value) for name, value in source.items()}
     path = Path(source)
+    if path.is_dir():
+        raise DataError(f"'{path}' is a folder; one .npz or .npy file is needed here")
     if not path.is_file():
         raise DataError(f"data file '{path}' does not exist")
     try:
@@ -54,24 +79,29 @@ def _read_archive(path: Path, limit_bytes: int) -> dict[str, Array]:
         if total > limit_bytes:
             raise DataError(f"data file '{path}' unpacks to {total:,} bytes, over the limit of {limit_bytes:,}")
         arrays = {}
-        for member in archive.infolist():
-            # A header may claim any shape; numpy would allocate it before it sees that the bytes are not there.
-            with archive.open(member) as stream:
-                claimed = _claimed_bytes(stream)
-            if claimed > member.file_size:
-                raise DataError(
-                    f"data file '{path}': array '{member.filename}' claims {claimed:,} bytes it does not have"
-                )
-            with archive.open(member) as stream:
-                arrays[member.filename.removesuffix(".npy")] = np.lib.format.read_array(stream, allow_pickle=False)
+        for name in headers(archive, path):
+            with archive.open(name) as stream:
+                arrays[name.removesuffix(".npy")] = np.lib.format.read_array(stream, allow_pickle=False)
     return arrays
 
 
-def _claimed_bytes(stream: Any) -> int:
-    version = np.lib.format.read_magic(stream)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(stream)
-    return int(dtype.itemsize) * int(np.prod([int(dim) for dim in shape], dtype=object))
+def headers(archive: zipfile.ZipFile, path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Shape and type of each array of an .npz file, by the name of its member.
+
+    Raises:
+        DataError: an array is not as large as it claims; numpy would allocate it before it sees that.
+    """
+    found = {}
+    for member in archive.infolist():
+        with archive.open(member) as stream:
+            version = np.lib.format.read_magic(stream)
+            of_version = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+            shape, _, dtype = of_version[version != (1, 0)](stream)
+        claimed = int(dtype.itemsize) * int(np.prod([int(dim) for dim in shape], dtype=object))
+        if claimed > member.file_size:
+            raise DataError(f"data file '{path}': array '{member.filename}' claims {claimed:,} bytes it does not have")
+        found[member.filename] = (shape, dtype)
+    return found
 
 
 def cast(array: Array, wanted: Input) -> Array:

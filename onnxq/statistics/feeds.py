@@ -6,19 +6,23 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.analysis.data import Array, Source, cast, read
 from onnxq.errors import DataError, UsageError, nearest
 from onnxq.runtime.inputs import Input, token_feed, token_input
+from onnxq.statistics.data import Array, Samples, Source, cast, read
 
 LABELS = "labels"
 
 
 @dataclass(frozen=True)
 class Feed:
-    """One batch. The first `rows` of it count; the rest repeats a row to fill a batch size that the model fixes."""
+    """One batch, beginning at sample `first`.
+
+    The first `rows` of it count; the rest repeats a row to fill a batch size that the model fixes.
+    """
 
     inputs: dict[str, Array]
     rows: int
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class Feeds:
         for start in range(0, self.samples, self.batch):
             rows = min(self.batch, self.samples - start)
             chosen = np.arange(start, start + (self.batch if self.fixed else rows))
-            yield Feed(self.make(np.minimum(chosen, self.samples - 1)), rows)
+            yield Feed(self.make(np.minimum(chosen, self.samples - 1)), rows, start)
 
 
 def feeds_for(
@@ -94,7 +98,9 @@ def token_feeds(
         raise DataError(f"tokens are a one-dimensional integer array, not {tokens.dtype}{list(tokens.shape)}")
     ids = token_input(inputs)
     if (length := ids.fixed(1)) not in (None, sequence):
-        raise DataError(f"input {ids} takes sequences of {length} tokens, not {sequence}: pass sequence={length}")
+        raise DataError(
+            f"input {ids} takes sequences of {length} tokens, not {sequence}: pass sequence={length} (--seq {length})"
+        )
     count = len(tokens) // sequence
     if count == 0:
         raise DataError(f"the data has {len(tokens)} tokens, fewer than one sequence of {sequence}")
@@ -108,7 +114,7 @@ def token_feeds(
 
 
 def array_feeds(
-    arrays: Mapping[str, Array], inputs: Sequence[Input], *, batch: int = 8, limit: int | None = None
+    arrays: Mapping[str, Samples], inputs: Sequence[Input], *, batch: int = 8, limit: int | None = None
 ) -> Feeds:
     """Batches of named arrays whose first axis counts samples.
 
@@ -144,7 +150,7 @@ def array_feeds(
             made[each.name] = cast(taken[0] if taken.ndim > len(each.shape) else taken, each)
         return made
 
-    labels = None if LABELS in expected else arrays.get(LABELS)
+    labels = None if LABELS in expected or LABELS not in arrays else arrays[LABELS][np.arange(samples)]
     return Feeds(min(samples, limit or samples), max(fixed, default=batch), bool(fixed), make, labels=labels)
 
 
@@ -154,7 +160,7 @@ def _check_sizes(**sizes: int | None) -> None:
             raise UsageError(f"{name} is {size}; it must be at least 1")
 
 
-def _samples(arrays: Mapping[str, Array]) -> int:
+def _samples(arrays: Mapping[str, Samples]) -> int:
     counts = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         listed = ", ".join(f"{name} has {count}" for name, count in counts.items())

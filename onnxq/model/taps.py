@@ -1,0 +1,143 @@
+"""A model opened for what can be computed about values inside it: taps are its only outputs, the rest is cut."""
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from onnxq.errors import ModelError, OutputError, nearest
+from onnxq.model import probe
+from onnxq.model.form import Form
+from onnxq.model.growing import GrowingFile
+from onnxq.model.load import Model
+from onnxq.model.writing import write_data, write_model
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Nodes that read values of the main graph, and the outputs they make.
+
+    Attributes:
+        reads: Names of values of the main graph.
+        nodes: In topological order; names of what they make are unique in the model.
+        outputs: Made by the nodes.
+    """
+
+    reads: Sequence[str]
+    nodes: Sequence[onnx.NodeProto]
+    outputs: Sequence[onnx.ValueInfoProto]
+
+
+class Tapped:
+    """A model that is opened several times, each time with other taps; its weights are written once, if at all."""
+
+    def __init__(self, form: Form, folder: Path | None) -> None:
+        """`folder` holds the data that `form` refers to; None where the model is opened from memory."""
+        self._form = form
+        self._folder = folder
+        self._opened = 0
+        self._values = _values(form.proto.graph)
+
+    def open(self, taps: Sequence[Tap]) -> bytes | str:
+        """What `onnxruntime.InferenceSession` takes: bytes, or a path that is valid as long as the context lasts.
+
+        The model keeps all its inputs. Whatever the taps do not depend on is left out, so it costs nothing.
+
+        Raises:
+            ModelError: There is no value that a tap reads.
+            OutputError: The temporary file cannot be written.
+        """
+        for name in (name for tap in taps for name in tap.reads):
+            if name not in self._values:
+                raise ModelError(f"the model has no value '{name}'; {nearest(name, self._values)}")
+        proto = onnx.ModelProto()
+        proto.CopyFrom(self._form.proto)
+        proto.graph.node.extend(node for tap in taps for node in tap.nodes)
+        del proto.graph.output[:]
+        proto.graph.output.extend(output for tap in taps for output in tap.outputs)
+        _prune(proto.graph)
+        form = replace(self._form, proto=proto)
+        if self._folder is None:
+            return form.tobytes()
+        self._opened += 1
+        path = self._folder / f"model-{self._opened}.onnx"
+        with _told(self._folder):
+            write_model(path, form.parts(), lambda _: None)
+        return str(path)
+
+
+@contextmanager
+def tapped(model: Model, *, folder: str | Path | None = None) -> Iterator[Tapped]:
+    """Make a model ready to be opened with taps.
+
+    Nothing is written beside the model. A large one is written to a temporary folder, which is gone when the context
+    ends, so no session may outlive it.
+
+    Args:
+        model: Not changed.
+        folder: Where a large model is written; by default the system's folder for temporary files.
+
+    Raises:
+        OutputError: The temporary file cannot be written.
+    """
+    form = Form.of(model.ir)
+    if form.tensor_bytes <= probe.IN_MEMORY_BYTES:
+        yield Tapped(form, None)
+        return
+    with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder) as temporary:
+        with _told(Path(temporary)):
+            data = GrowingFile(Path(temporary) / "model.onnx.data")
+            try:
+                write_data(data, form, data.path.name, lambda _: None)
+            finally:
+                data.close()
+        yield Tapped(form, Path(temporary))
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"cannot write a temporary model in '{folder}': {error.strerror}") from error
+
+
+def _values(graph: onnx.GraphProto) -> list[str]:
+    made = (name for node in graph.node for name in node.output if name)
+    return [*(each.name for each in graph.input), *(each.name for each in graph.initializer), *made]
+
+
+def _prune(graph: onnx.GraphProto) -> None:
+    """Take out nodes and initializers that no output depends on."""
+    wanted = {output.name for output in graph.output}
+    kept = []
+    for node in reversed(graph.node):
+        if not wanted.isdisjoint(node.output):
+            kept.append(node)
+            wanted.update(_reads(node))
+    # An initializer that is an input too is the default of that input.
+    wanted.update(each.name for each in graph.input)
+    _keep(graph.node, list(reversed(kept)))
+    _keep(graph.initializer, [each for each in graph.initializer if each.name in wanted])
+
+
+def _keep(field: Any, kept: Sequence[Any]) -> None:
+    """Leave only some messages in a repeated field."""
+    if len(kept) < len(field):
+        copies = [type(each).FromString(each.SerializeToString()) for each in kept]
+        del field[:]
+        field.extend(copies)
+
+
+def _reads(node: onnx.NodeProto) -> Iterable[str]:
+    """Names of the values that a node reads, those that its subgraphs take from outside among them."""
+    yield from node.input
+    for attribute in node.attribute:
+        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            yield from (output.name for output in graph.output)
+            for inner in graph.node:
+                yield from _reads(inner)

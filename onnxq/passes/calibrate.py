@@ -1,0 +1,154 @@
+"""Which statistics a plan needs, and where in the model they are found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from onnxq.errors import UsageError
+from onnxq.methods.solve import SOLVERS
+from onnxq.model.load import Model
+from onnxq.model.operators import domain_of, is_set
+from onnxq.model.sites import Site, Weight
+from onnxq.passes.plan import Plan
+from onnxq.statistics.cache import collected, load_statistics
+from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.reductions import Kind
+from onnxq.statistics.requests import Request
+from onnxq.statistics.statistics import Statistics
+from onnxq.statistics.views import LAST, Axis, Patches, View
+
+_RIGHT = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "Attention")
+_DOMAINS = ("", "com.microsoft")
+
+# Small, and what most methods look at.
+_CHANNEL_KINDS: tuple[Kind, ...] = (
+    "channel_absmax",
+    "channel_min",
+    "channel_max",
+    "channel_sum",
+    "channel_abs_sum",
+)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The activation that an operator multiplies with a weight.
+
+    Attributes:
+        tensor: Its name, in the main graph.
+        channels: How many values of it meet one column of the weight.
+        view: What of it they are.
+    """
+
+    tensor: str
+    channels: int
+    view: View = LAST
+
+    def request(self, *kinds: Kind) -> Request:
+        """Ask about it."""
+        return Request(self.tensor, self.channels, kinds, self.view)
+
+
+def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
+    """What is multiplied with a weight, where it is a value of the main graph and the weight is one matrix.
+
+    A weight that several nodes read is calibrated on what the first of them reads.
+    """
+    if weight.in_function or not weight.sites or weight.layout is None:
+        return None
+    site = weight.sites[0]
+    value = site.node.inputs[1 - site.index] if site.index < 2 and len(site.node.inputs) > 1 else None
+    if value is None or not value.name or site.node.graph is not graph or domain_of(site.node) not in _DOMAINS:
+        return None
+    if site.node.op_type in ("Conv", "FusedConv"):
+        return _of_convolution(site.node, value.name, weight.shape)
+    if site.node.op_type == "ConvTranspose":
+        group = site.node.attributes.get("group")
+        single = group is None or group.as_int() == 1
+        return Reading(value.name, weight.shape[0], Axis(1)) if single else None
+    if site.node.op_type not in _RIGHT or len(weight.shape) != 2:
+        return None
+    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(_axis(site, value)))
+
+
+def _axis(site: Site, value: ir.Value) -> int:
+    """The axis of an operand that a product sums over."""
+    if value.shape is not None and len(value.shape) == 1:
+        return -1
+    if site.index == 1:
+        return -2 if is_set(site.node, "transA") else -1
+    return -1 if is_set(site.node, "transB") else -2
+
+
+def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Reading:
+    def numbers(name: str) -> tuple[int, ...]:
+        attribute = node.attributes.get(name)
+        return () if attribute is None else tuple(attribute.as_ints())
+
+    group, padding = node.attributes.get("group"), node.attributes.get("auto_pad")
+    channels = 1
+    for size in shape[1:]:
+        channels *= size
+    view = Patches(
+        kernel=shape[2:],
+        groups=1 if group is None else group.as_int(),
+        strides=numbers("strides"),
+        pads=numbers("pads"),
+        dilations=numbers("dilations"),
+        auto_pad="NOTSET" if padding is None else padding.as_string(),
+    )
+    return Reading(tensor, channels, view)
+
+
+def requests(plan: Plan, weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
+    """What the solvers of a plan want to know about activations."""
+    wanted = []
+    for weight, decision in zip(weights, plan, strict=True):
+        if decision.spec is not None and SOLVERS[decision.spec.method].hessian != "no":
+            reading = reading_of(weight, graph)
+            if reading is not None and reading.view.groups == 1:
+                wanted.append(reading.request("hessian"))
+    return wanted
+
+
+def all_requests(weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
+    """What any method may want to know about the activations that meet a weight."""
+    wanted = []
+    for weight in weights:
+        if (reading := reading_of(weight, graph)) is not None:
+            if reading.view.groups == 1:
+                wanted.append(reading.request("hessian"))
+            if reading.view.rank == 2:
+                wanted.append(reading.request(*_CHANNEL_KINDS))
+            wanted.append(reading.request("absmax", "min", "max"))
+    return wanted
+
+
+def statistics_for(
+    model: Model,
+    plan: Plan,
+    weights: Sequence[Weight],
+    calibration: Calibration | None,
+    file: str | Path | None = None,
+) -> Statistics | None:
+    """What the methods of a plan want to know about activations, from data or from a file; None if it is nothing.
+
+    Raises:
+        UsageError: A method needs data and there is none, or there are both data and a file.
+        DataError: Data or file do not fit the model.
+    """
+    if calibration is not None and file is not None:
+        raise UsageError("give either calibration data or a file of statistics")
+    wanted = requests(plan, weights, model.ir.graph)
+    if calibration is None and file is None:
+        methods = {each.spec.method for each in plan if each.spec is not None}
+        if needy := sorted(name for name in methods if SOLVERS[name].hessian == "needs"):
+            raise UsageError(f"method {', '.join(needy)} needs calibration data: --calib DATA, or --calib synthetic")
+        return None
+    if not wanted:
+        return None
+    if file is not None:
+        return load_statistics(file, model, wanted)
+    return collected(model, wanted, calibration) if calibration else None
