@@ -10,6 +10,7 @@ import numpy as np
 from onnxq.errors import NonFiniteError
 from onnxq.formats import Format, Integer, ScaleType
 from onnxq.formats.base import Codes, Floats
+from onnxq.formats.scales import BF16, FP16
 from onnxq.methods.backend import quantize_finite
 from onnxq.methods.chunks import Chunk, chunks
 from onnxq.methods.solution import Solution
@@ -132,7 +133,7 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     """
     scale_type, block, values = spec.scale_type, spec.block, kind.values[np.isfinite(kind.values)]
     if not spec.symmetric and isinstance(kind, Integer):
-        stored = scale_type.store(_or_one(high.astype(np.float64) - low, kind.high - kind.low))
+        stored = _store(_or_one(high.astype(np.float64) - low, kind.high - kind.low), spec)
         zero = np.clip(np.rint(kind.low - low / stored.astype(np.float32)), kind.low, kind.high).astype(np.float32)
         stored = _within(stored, spec.largest / np.maximum(values.max() - zero, zero - values.min()))
         return Grid(kind, block, stored, None, stored.astype(np.float32), zero)
@@ -140,7 +141,7 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     # A power-of-two scale maps the binade of the largest weight to the highest binade of the format (OCP MX v1.0, 6.3).
     top = kind.max_value if scale_type.rounding == "nearest" else 2.0 ** np.floor(np.log2(kind.max_value))
     if not scale_type.two_level:
-        stored = _within(scale_type.store(_or_one(absmax, np.float32(top))), spec.largest / farthest)
+        stored = _within(_store(_or_one(absmax, np.float32(top)), spec), spec.largest / farthest)
         return Grid(kind, block, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
@@ -149,6 +150,14 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     stored = scale_type.store(_or_one(absmax, np.float32(top) * tensor_scale))
     stored = _within(stored, spec.largest / farthest / float(tensor_scale))
     return Grid(kind, block, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
+
+
+def _store(wanted: np.ndarray, spec: GridSpec) -> np.ndarray:
+    """Scales as stored; in bfloat16, which is as long, where the scales of small float32 weights leave float16."""
+    scale_type = spec.scale_type
+    if scale_type is FP16 and spec.largest > scale_type.largest and (wanted < scale_type.smallest).any():
+        scale_type = BF16
+    return scale_type.store(wanted)
 
 
 def _within(stored: np.ndarray, limit: float | np.ndarray) -> np.ndarray:

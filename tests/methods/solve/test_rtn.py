@@ -57,6 +57,9 @@ def test_codes_are_nearest_and_scales_sane(problem) -> None:
     k = weight.shape[1]
     groups = 1 if block is None else -(-k // block)
     assert solution.scale.shape == ((1, 1, 1) if block is None else (weight.shape[0], groups, weight.shape[2]))
+    if solution.scale.dtype != scale_type.dtype:
+        assert (scale_name, weight.dtype) == ("fp16", np.float32) or weight.dtype == ml_dtypes.bfloat16
+        scale_type = get_scale_type("bf16")
     assert solution.scale.dtype == scale_type.dtype
     stored = solution.scale.astype(np.float64)
     assert np.isfinite(stored).all()
@@ -163,3 +166,15 @@ def test_empty_weights_have_no_codes(shape: tuple[int, int, int]) -> None:
     solution = solve(np.empty(shape, np.float32), [get_format("int4")], block=2, scale_type=get_scale_type("fp32"))
     assert solution.codes.shape == shape
     assert solution.squared_error == 0
+
+
+@pytest.mark.parametrize("name", ["fp4_e2m1", "int3"])
+def test_small_weights_keep_their_precision_under_float16_scales(name: str) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((1, 256, 16)).astype(np.float32)
+    args = {"block": 32, "scale_type": get_scale_type("fp16"), "symmetric": name != "int3"}
+    usual = solve(weight, [get_format(name)], **args)
+    for factor in (2.0**-12, 2.0**-17, 2.0**-40):
+        small = solve(weight * np.float32(factor), [get_format(name)], **args)
+        assert abs(small.sqnr_db - usual.sqnr_db) < 0.3
+        assert small.scale.dtype.itemsize == 2
