@@ -142,5 +142,9 @@ def _inlined(model: ir.Model) -> ir.Model:
         return model
     from onnx_ir.passes.common import InlinePass
 
-    inline = InlinePass(criteria=lambda function: function.domain != "onnxq")
-    return inline(model.clone()).model
+    copy = model.clone()
+    # onnxruntime reads a function with the versions that the main graph imports; the pass insists that they are equal.
+    for function in copy.functions.values():
+        shared = function.opset_imports.keys() & copy.graph.opset_imports.keys()
+        function.opset_imports.update({domain: copy.graph.opset_imports[domain] for domain in shared})
+    return InlinePass(criteria=lambda function: function.domain != "onnxq")(copy).model

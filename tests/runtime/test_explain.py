@@ -375,3 +375,11 @@ def test_sentences_and_dict_say_the_same(model_of):
         "integer": 0,
         "plain": 0,
     }
+
+
+def test_a_function_of_another_opset_is_read_as_onnxruntime_reads_it() -> None:
+    text = """<ir_version: 10, opset_import: ["": 22, "local": 1]>
+    g (float[m, 64] x) => (float[m, 64] y) { y = local.F(x) }
+    <domain: "local", opset_import: ["": 21]>
+    F (x) => (y) { w = Constant <value_float: float = 2.0> ()  y = Mul(x, w) }"""
+    assert execution(from_proto(onnx.parser.parse_model(text))).plain == 0
