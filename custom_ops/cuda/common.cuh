@@ -148,21 +148,25 @@ __device__ __forceinline__ void barrier_wait(u64* bar, u32 parity) {
       "done_%=:\n}" ::"r"(smem(bar)), "r"(parity) : "memory");
 }
 __device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 __device__ __forceinline__ u64 stream_once() {  // weights: each byte is used once, so it may leave the cache first
   u64 policy;
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(smem(to)),
-               "l"(from), "r"(bytes), "r"(smem(bar)) : "memory");
+// Tensor maps: cuTensorMapEncodeTiled makes them, docs/kernels.md says of what. What lies outside a tensor arrives as zeros.
+struct __align__(64) TensorMap {
+  u64 opaque[16];
+};
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, u64* bar) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                   smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(smem(bar)) : "memory");
 }
-__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* bar, u64 policy) {
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar, u64 policy) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "l"(policy) : "memory");
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)), "l"(policy)
+      : "memory");
 }
 
 // Programmatic dependent launch: the next kernel may start (its weights never depend on this one) ...
@@ -185,22 +189,22 @@ __device__ __forceinline__ float4 load_from_rank(const float* local, int rank) {
   return v;
 }
 
-// Sum what the PARTS warps groups of each of the SPLIT blocks of a cluster left in `sums` [PARTS][columns][ROWS + 4], in a
-// fixed order, and write ROWS x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
-template <int ROWS, int PARTS, int COLUMNS>
+// Sum what the Parts groups of warps of each of the SPLIT blocks of a cluster left in `sums` [Parts][Columns][Rows + 4], in a
+// fixed order, and write Rows x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
+template <int Rows, int Parts, int Columns>
 __device__ __forceinline__ void reduce_and_store(const float* sums, int rank, const Scale* scale, const Value* bias, Value* y,
                                                  int columns, int rows, int N) {
-  constexpr int PITCH = ROWS + 4;
+  constexpr int PITCH = Rows + 4;
   cluster_sync();
-  for (int i = rank * blockDim.x + threadIdx.x; i < columns * (ROWS / 4); i += blockDim.x * SPLIT) {
-    const int row = i % (ROWS / 4) * 4, column = i / (ROWS / 4);
+  for (int i = rank * blockDim.x + threadIdx.x; i < columns * (Rows / 4); i += blockDim.x * SPLIT) {
+    const int row = i % (Rows / 4) * 4, column = i / (Rows / 4);
     if (row >= rows) continue;
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int r = 0; r < SPLIT; r++) {
 #pragma unroll
-      for (int p = 0; p < PARTS; p++) {
-        const float* from = sums + (p * COLUMNS + column) * PITCH + row;
+      for (int p = 0; p < Parts; p++) {
+        const float* from = sums + (p * Columns + column) * PITCH + row;
         float4 v;
         if constexpr (SPLIT > 1) v = load_from_rank(from, r);
         else v = *reinterpret_cast<const float4*>(from);

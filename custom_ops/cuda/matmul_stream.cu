@@ -1,19 +1,21 @@
 // y[M, N] = x[M, K] @ W: few columns of activations, bound by the bytes of W. Tensor cores through mma.sync, W as A operand.
 //
-// A block computes ROWS = 16 * RW * WR rows of N for 8 * NT rows of x; the SPLIT blocks of a cluster share K. One warp copies
-// weights, activations and group scales into a ring of STAGES stages with bulk copies; WR * WK warps compute: each takes RW
+// A block computes ROWS = 16 * RW * WR rows of N for 8 * NT rows of x; the SPLIT blocks of a cluster share K. One thread copies
+// weights, activations and group scales into a ring of STAGES stages through tensor maps; WR * WK warps compute: each takes RW
 // units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
 //
 //   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8)
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))     block  32 * (WR * WK + 1)     shared bytes  see `bytes` below
-//   needs    N % 16 == 0, K % 128 == 0, x aligned to 16 bytes, scale to 16, y to 8, M > 0
+//   maps     x: [M, K] 16-bit, box [8 * NT, 64], 128-byte swizzle       w: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]
+//            scales: [groups, N], box [SUB, ROWS]; not read where GROUP is 0
+//   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
-constexpr int X_PITCH = WK * 256 + 16;  // 16 bytes apart in the banks, so that ldmatrix has no conflicts
-constexpr int W_BYTES = STRIPS * WK * UNIT, X_BYTES = COLUMNS * X_PITCH;
-constexpr int S_BYTES = GROUP ? WK * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
-constexpr int STAGE = (W_BYTES + X_BYTES + S_BYTES + 127) / 128 * 128;
+constexpr int X_BYTES = COLUMNS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
+constexpr int S_BYTES = GROUP ? SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;  // of one unit along K
+constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
+constexpr int STAGE = (X_BYTES + W_BYTES + WK * S_PITCH + 1023) / 1024 * 1024;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
 // bytes = RING + 16 * STAGES
@@ -33,9 +35,10 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1))
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
-matmul_stream(const Value* __restrict__ x, const u8* __restrict__ w, const Scale* __restrict__ scale,
-              const Value* __restrict__ bias, Value* __restrict__ y, int M, int N, int K) {
-  extern __shared__ __align__(128) u8 ring[];
+matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
+              const __grid_constant__ TensorMap scales, const Scale* __restrict__ scale, const Value* __restrict__ bias,
+              Value* __restrict__ y, int M, int N, int K) {
+  extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* empty = full + STAGES;
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -56,49 +59,48 @@ matmul_stream(const Value* __restrict__ x, const u8* __restrict__ w, const Scale
 
   float acc[RW][NT][4] = {};
   if (warp == WARPS) {
-    const u64 once = stream_once();
-    auto weights = [&](int i) {
-      u8* stage = ring + i % STAGES * STAGE;
-      u64* bar = full + i % STAGES;
-      const int unit0 = (first + i) * WK, valid = min(WK, units - unit0);
-      const int scales = GROUP ? valid * SUB : 0, scale_bytes = strips * 16 * static_cast<int>(sizeof(Scale));
-      if (lane == 0) barrier_expect(bar, strips * valid * UNIT + columns * valid * 256 + scales * scale_bytes);
-      __syncwarp();
-      for (int s = lane; s < strips; s += 32)
-        bulk_copy(stage + s * WK * UNIT, w + (static_cast<size_t>(strip0 + s) * units + unit0) * UNIT, valid * UNIT, bar, once);
-      for (int s = lane; s < scales; s += 32) {
-        const int group = SUB > 1 ? unit0 * SUB + s : (unit0 + s) / SHARE;
-        bulk_copy(stage + W_BYTES + X_BYTES + s * ROWS * static_cast<int>(sizeof(Scale)),
-                  scale + static_cast<size_t>(group) * N + strip0 * 16, scale_bytes, bar, once);
+    if (lane == 0) {
+      const u64 once = stream_once();
+      auto weights = [&](int i) {
+        u8* stage = ring + i % STAGES * STAGE + X_BYTES;
+        u64* bar = full + i % STAGES;
+        const int unit0 = (first + i) * WK;
+        barrier_expect(bar, X_BYTES + W_BYTES + WK * S_BYTES);
+        copy_box(stage, &w, 0, unit0, strip0, bar, once);
+        if (GROUP) {
+          for (int u = 0; u < WK; u++)
+            copy_box(stage + W_BYTES + u * S_PITCH, &scales, strip0 * 16,
+                     (unit0 + u) * SUB / SHARE, bar);
+        }
+      };
+      auto activations = [&](int i) {
+#pragma unroll
+        for (int s = 0; s < 2 * WK; s++)
+          copy_box(ring + i % STAGES * STAGE + s * COLUMNS * 128, &x, (first + i) * WK * 128 + s * 64, m0, full + i % STAGES);
+      };
+      const int ahead = min(count, STAGES);
+      for (int i = 0; i < ahead; i++) weights(i);
+      wait_for_previous_kernels();
+      for (int i = 0; i < ahead; i++) activations(i);
+      for (int i = ahead; i < count; i++) {
+        barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
+        weights(i);
+        activations(i);
       }
-    };
-    auto activations = [&](int i) {
-      u8* stage = ring + i % STAGES * STAGE + W_BYTES;
-      const int unit0 = (first + i) * WK, valid = min(WK, units - unit0);
-      for (int m = lane; m < columns; m += 32)
-        bulk_copy(stage + m * X_PITCH, x + static_cast<size_t>(m0 + m) * K + unit0 * 128, valid * 256, full + i % STAGES);
-    };
-    const int ahead = min(count, STAGES);
-    for (int i = 0; i < ahead; i++) weights(i);
-    wait_for_previous_kernels();
-    for (int i = 0; i < ahead; i++) activations(i);
-    for (int i = ahead; i < count; i++) {
-      barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
-      weights(i);
-      activations(i);
     }
   } else {
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
-    const int b_column = NT == 1 ? (lane >> 3) * 8 : ((lane >> 3) & 1) * 8;
+    const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
     for (int i = 0; i < count; i++) {
       const u8* stage = ring + i % STAGES * STAGE;
       barrier_wait(full + i % STAGES, (i / STAGES) & 1);
       if ((first + i) * WK + wk < units) {
         Raw raw[RW];
 #pragma unroll
-        for (int r = 0; r < RW; r++) load_raw(raw[r], stage + ((wr * RW + r) * WK + wk) * UNIT, lane);
-        const u32 xs = smem(stage + W_BYTES) + b_row * X_PITCH + wk * 256 + b_column * 2;
+        for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
+        // 16-byte pieces of a row of 64 k are exchanged by the row's low bits, so that ldmatrix has no bank conflicts.
+        const u32 xs = smem(stage) + wk * COLUMNS * 256 + b_row * 128;
 #if GROUP
         float part[RW][NT][4] = {};
 #else
@@ -108,10 +110,10 @@ matmul_stream(const Value* __restrict__ x, const u8* __restrict__ w, const Scale
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           if (NT == 1) {
-            if (j % 2 == 0) ldmatrix(b, xs + j * 32);
+            if (j % 2 == 0) ldmatrix(b, xs + (j >> 2) * COLUMNS * 128 + ((((j & 3) * 2 + b_piece) ^ (lane & 7)) << 4));
           } else {
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, xs + n * 8 * X_PITCH + j * 32);
+            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, xs + (j >> 2) * COLUMNS * 128 + n * 1024 + ((((j & 3) * 2 + b_piece) ^ (lane & 7)) << 4));
           }
 #pragma unroll
           for (int r = 0; r < RW; r++) {
@@ -125,7 +127,7 @@ matmul_stream(const Value* __restrict__ x, const u8* __restrict__ w, const Scale
           }
 #if GROUP
           if (j % (8 / SUB) == 8 / SUB - 1) {
-            const Scale* ss = reinterpret_cast<const Scale*>(stage + W_BYTES + X_BYTES) + (wk * SUB + j / (8 / SUB)) * ROWS;
+            const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES + wk * S_PITCH) + j / (8 / SUB) * ROWS;
 #pragma unroll
             for (int r = 0; r < RW; r++) {
               const float s0 = to_float(ss[(wr * RW + r) * 16 + lane / 4]), s1 = to_float(ss[(wr * RW + r) * 16 + lane / 4 + 8]);
