@@ -28,6 +28,8 @@ class Product:
         groups = -(-K // operand.group) if operand.group else 1
         self.scale = (torch.rand(groups, N, device="cuda") * 0.01 + 0.005).to(TORCH_TYPES[operand.scale])
         self.values: torch.Tensor | None = None
+        self.dense_copies = int(ROTATION_BYTES // (2 * N * K)) + 2
+        self.halves = (torch.randn(self.dense_copies, N, K, device="cuda") * 0.05).to(TORCH_TYPES[operand.dtype])
 
     @property
     def limit_seconds(self) -> float:
@@ -51,11 +53,26 @@ class Product:
             self.values = table[codes.int()] * scale
         return self.values
 
-    def run(self, configuration: Configuration, x: torch.Tensor, y: torch.Tensor, copy: int = 0, bias: int = 0) -> None:
+    def cublas_seconds(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """Time of the same product with a dense 16-bit weight through PyTorch."""
+        guess = max(2 * self.N * self.K / READ_BYTES_PER_SECOND, 2 * x.shape[0] * self.N * self.K / 7e14)
+        count = calls_for(guess, self.dense_copies)
+        return seconds_each(lambda copy: torch.mm(x, self.halves[copy].t(), out=y), count, self.dense_copies)
+
+    def run(
+        self,
+        configuration: Configuration,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        copy: int = 0,
+        bias: int = 0,
+        *,
+        early: bool = True,
+    ) -> None:
         """Put one product on torch's current stream."""
         pointers = (x.data_ptr(), self.packed[copy].data_ptr(), self.scale.data_ptr(), bias, y.data_ptr())
         stream = torch.cuda.current_stream().cuda_stream
-        kernels.matmul(self.operand, configuration, pointers, (x.shape[0], self.N, self.K), stream)
+        kernels.matmul(self.operand, configuration, pointers, (x.shape[0], self.N, self.K), stream, early=early)
 
     def error(self, configuration: Configuration, x: torch.Tensor, reference: torch.Tensor) -> float:
         """||y - reference|| / ||reference||, from a poisoned y; infinite where a second run differs in one bit."""

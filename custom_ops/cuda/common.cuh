@@ -158,15 +158,29 @@ __device__ __forceinline__ u64 stream_once() {  // weights: each byte is used on
 struct __align__(64) TensorMap {
   u64 opaque[16];
 };
+// The first use of a map waits for the map itself to be read: ask for it early.
+__device__ __forceinline__ void prefetch(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
 __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, u64* bar) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
                    smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(smem(bar)) : "memory");
+}
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)) : "memory");
 }
 __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar, u64 policy) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)), "l"(policy)
       : "memory");
+}
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "l"(policy) : "memory");
 }
 
 // Programmatic dependent launch: the next kernel may start (its weights never depend on this one) ...
@@ -189,11 +203,21 @@ __device__ __forceinline__ float4 load_from_rank(const float* local, int rank) {
   return v;
 }
 
+// What a row's sum is multiplied by, and what is added: [2][Rows] in shared memory. Read before the products, in whose shadow the
+// latency of global memory does not count.
+template <int Rows, int Threads>
+__device__ __forceinline__ void load_factors(float* factors, const Scale* scale, const Value* bias, int rows) {
+  for (int i = threadIdx.x; i < rows; i += Threads) {
+    factors[i] = GROUP ? FACTOR : FACTOR * to_float(scale[i]);
+    factors[Rows + i] = bias == nullptr ? 0.f : to_float(bias[i]);
+  }
+}
+
 // Sum what the Parts groups of warps of each of the SPLIT blocks of a cluster left in `sums` [Parts][Columns][Rows + 4], in a
 // fixed order, and write Rows x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
 template <int Rows, int Parts, int Columns>
-__device__ __forceinline__ void reduce_and_store(const float* sums, int rank, const Scale* scale, const Value* bias, Value* y,
-                                                 int columns, int rows, int N) {
+__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Value* y, int columns, int rows,
+                                                 int N) {
   constexpr int PITCH = Rows + 4;
   cluster_sync();
   for (int i = rank * blockDim.x + threadIdx.x; i < columns * (Rows / 4); i += blockDim.x * SPLIT) {
@@ -211,16 +235,13 @@ __device__ __forceinline__ void reduce_and_store(const float* sums, int rank, co
         sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
       }
     }
-    const float total[4] = {sum.x, sum.y, sum.z, sum.w};
+    const float4 times = *reinterpret_cast<const float4*>(factors + row), plus = *reinterpret_cast<const float4*>(factors + Rows + row);
     Value out[4];
-#pragma unroll
-    for (int e = 0; e < 4; e++) {
-      float v = total[e] * FACTOR;
-      if (GROUP == 0) v *= to_float(scale[row + e]);
-      if (bias != nullptr) v += to_float(bias[row + e]);
-      from_float(out[e], v);
-    }
+    from_float(out[0], sum.x * times.x + plus.x);
+    from_float(out[1], sum.y * times.y + plus.y);
+    from_float(out[2], sum.z * times.z + plus.z);
+    from_float(out[3], sum.w * times.w + plus.w);
     *reinterpret_cast<uint2*>(y + static_cast<size_t>(column) * N + row) = *reinterpret_cast<uint2*>(out);
   }
-  cluster_sync();  // no block may leave while another reads its sums
+  if constexpr (SPLIT > 1) cluster_sync();  // no block may leave while another reads its sums
 }

@@ -4,21 +4,23 @@
 // weights, activations and group scales into a ring of STAGES stages through tensor maps; WR * WK warps compute: each takes RW
 // units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
 //
-//   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8)
+//   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map)
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))     block  32 * (WR * WK + 1)     shared bytes  see `bytes` below
-//   maps     x: [M, K] 16-bit, box [8 * NT, 64], 128-byte swizzle       w: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]
-//            scales: [groups, N], box [SUB, ROWS]; not read where GROUP is 0
+//   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
+//            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
+//            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
 //   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
 constexpr int X_BYTES = COLUMNS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
-constexpr int S_BYTES = GROUP ? SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;  // of one unit along K
+// Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
+constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
-constexpr int STAGE = (X_BYTES + W_BYTES + WK * S_PITCH + 1023) / 1024 * 1024;
+constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * S_PITCH + 1023) / 1024 * 1024;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
-// bytes = RING + 16 * STAGES
+// bytes = RING + 16 * STAGES + 8 * ROWS
 
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
@@ -35,20 +37,22 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1))
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
-matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-              const __grid_constant__ TensorMap scales, const Scale* __restrict__ scale, const Value* __restrict__ bias,
+matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
+              const __grid_constant__ TensorMap scales, const u8* __restrict__ w, const Scale* __restrict__ scale, const Value* __restrict__ bias,
               Value* __restrict__ y, int M, int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* empty = full + STAGES;
+  float* factors = reinterpret_cast<float*>(empty + STAGES);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
   const int units = K / 128, chunks = (units + WK - 1) / WK;
   const int first = chunks * rank / SPLIT, count = chunks * (rank + 1) / SPLIT - first;
-  const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0);
+  const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
 
   allow_next_kernel();
   if (threadIdx.x == 0) {
+    prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
       barrier_init(empty + s, WARPS);
@@ -59,36 +63,41 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 
   float acc[RW][NT][4] = {};
   if (warp == WARPS) {
-    if (lane == 0) {
-      const u64 once = stream_once();
-      auto weights = [&](int i) {
-        u8* stage = ring + i % STAGES * STAGE + X_BYTES;
-        u64* bar = full + i % STAGES;
-        const int unit0 = (first + i) * WK;
-        barrier_expect(bar, X_BYTES + W_BYTES + WK * S_BYTES);
-        copy_box(stage, &w, 0, unit0, strip0, bar, once);
-        if (GROUP) {
-          for (int u = 0; u < WK; u++)
-            copy_box(stage + W_BYTES + u * S_PITCH, &scales, strip0 * 16,
-                     (unit0 + u) * SUB / SHARE, bar);
-        }
-      };
-      auto activations = [&](int i) {
-#pragma unroll
-        for (int s = 0; s < 2 * WK; s++)
-          copy_box(ring + i % STAGES * STAGE + s * COLUMNS * 128, &x, (first + i) * WK * 128 + s * 64, m0, full + i % STAGES);
-      };
-      const int ahead = min(count, STAGES);
-      for (int i = 0; i < ahead; i++) weights(i);
-      wait_for_previous_kernels();
-      for (int i = 0; i < ahead; i++) activations(i);
-      for (int i = ahead; i < count; i++) {
-        barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
-        weights(i);
-        activations(i);
+    const u64 once = stream_once();
+    auto constants = [&](int i) {
+      u8* stage = ring + i % STAGES * STAGE + X_BYTES;
+      u64* bar = full + i % STAGES;
+      const int unit0 = (first + i) * WK;
+#if BULK
+      const u32 bytes = min(WK, units - unit0) * UNIT;
+      if (lane == 0) barrier_expect(bar, box * WK * 256 + strips * bytes + BOXES * S_BYTES);
+      __syncwarp();
+      if (lane < strips)
+        bulk_copy(stage + lane * WK * UNIT, w + (static_cast<size_t>(strip0 + lane) * units + unit0) * UNIT, bytes, bar, once);
+#else
+      if (lane == 0) {
+        barrier_expect(bar, box * WK * 256 + W_BYTES + BOXES * S_BYTES);
+        copy_box(stage, &weights, 0, unit0, strip0, bar, once);
       }
+#endif
+      if (GROUP && lane < BOXES)
+        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, (unit0 + lane) * SUB / SHARE, bar);
+    };
+    auto activations = [&](int i) {
+      if (lane == 0) copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, full + i % STAGES);
+    };
+    const int ahead = min(count, STAGES);
+    for (int i = 0; i < ahead; i++) constants(i);
+    wait_for_previous_kernels();
+    for (int i = 0; i < ahead; i++) activations(i);
+    for (int i = ahead; i < count; i++) {
+      barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
+      constants(i);
+      activations(i);
     }
   } else {
+    load_factors<ROWS, 32 * WARPS>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
+                                   strips * 16);
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
     const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
@@ -99,8 +108,15 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         Raw raw[RW];
 #pragma unroll
         for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
-        // 16-byte pieces of a row of 64 k are exchanged by the row's low bits, so that ldmatrix has no bank conflicts.
-        const u32 xs = smem(stage) + wk * COLUMNS * 256 + b_row * 128;
+        // x lies in lines of 64 k, [slab of 64 k][row]; the 16-byte pieces of a line are exchanged by its number, so that ldmatrix has
+        // no bank conflicts. Lines past the box give columns that nobody stores.
+        u32 line[2], turn[2];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+          const int number = (wk * 2 + half) * box + b_row;
+          line[half] = smem(stage) + number * 128;
+          turn[half] = number & 7;
+        }
 #if GROUP
         float part[RW][NT][4] = {};
 #else
@@ -110,10 +126,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #pragma unroll
         for (int j = 0; j < 8; j++) {
           if (NT == 1) {
-            if (j % 2 == 0) ldmatrix(b, xs + (j >> 2) * COLUMNS * 128 + ((((j & 3) * 2 + b_piece) ^ (lane & 7)) << 4));
+            if (j % 2 == 0) ldmatrix(b, line[j >> 2] + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
           } else {
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, xs + (j >> 2) * COLUMNS * 128 + n * 1024 + ((((j & 3) * 2 + b_piece) ^ (lane & 7)) << 4));
+            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, line[j >> 2] + n * 1024 + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
           }
 #pragma unroll
           for (int r = 0; r < RW; r++) {
@@ -127,7 +143,8 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
           }
 #if GROUP
           if (j % (8 / SUB) == 8 / SUB - 1) {
-            const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES + wk * S_PITCH) + j / (8 / SUB) * ROWS;
+            const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES + (BOXES > 1 ? wk * S_PITCH : 0)) +
+                              ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS;
 #pragma unroll
             for (int r = 0; r < RW; r++) {
               const float s0 = to_float(ss[(wr * RW + r) * 16 + lane / 4]), s1 = to_float(ss[(wr * RW + r) * 16 + lane / 4 + 8]);
@@ -165,7 +182,5 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       }
     }
   }
-  reduce_and_store<ROWS, WK, COLUMNS>(sums, rank, scale + (GROUP ? 0 : strip0 * 16),
-                                             bias == nullptr ? nullptr : bias + strip0 * 16,
-                                             y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  reduce_and_store<ROWS, WK, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
 }

@@ -8,7 +8,8 @@
 //   macros   those of common.cuh, and COLUMNS (16, 32, 64, 128, 256), MB, GROUPS, STAGES, SPLIT (1, 2, 4, 8), RESIDENT (blocks
 //            a multiprocessor), STEPS (1, 2, 4)
 //   grid     (ceil(N / ROWS) * ceil(M / COLUMNS) * SPLIT)       block  128 * (GROUPS + 1)      shared bytes  see `bytes` below
-//   maps     x: [M, K] 16-bit, box [COLUMNS, 64], 128-byte swizzle       w: [N / 16, K / 128, UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
+//   maps     x: [K / 64, M, 64] 16-bit, box [2, COLUMNS, 64], 128-byte swizzle
+//            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
 //            scales: [groups, N], box [SUB, ROWS]; not read where GROUP is 0
 //   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
 #include "common.cuh"
@@ -23,7 +24,7 @@ constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
 constexpr int STAGE = (X_BYTES + W_BYTES + S_PITCH + 1023) / 1024 * 1024;
 constexpr int SUM_BYTES = COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
-// bytes = RING + 16 * STAGES
+// bytes = RING + 16 * STAGES + 8 * ROWS
 // The copying warpgroup hands its registers to the others. A multiprocessor has 65,536, given out in eights.
 constexpr int ENTRY = 65536 / (RESIDENT * 128 * (GROUPS + 1)) / 8 * 8, COPY_REGISTERS = 40;
 constexpr int REGISTERS = (ENTRY * (GROUPS + 1) - COPY_REGISTERS) / GROUPS / 8 * 8;
@@ -34,12 +35,13 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), RESIDENT)
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
-matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap w,
-            const __grid_constant__ TensorMap scales, const Scale* __restrict__ scale, const Value* __restrict__ bias,
+matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
+            const __grid_constant__ TensorMap scales, const u8* __restrict__, const Scale* __restrict__ scale, const Value* __restrict__ bias,
             Value* __restrict__ y, int M, int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* empty = full + STAGES;
+  float* factors = reinterpret_cast<float*>(empty + STAGES);
   const int warpgroup = threadIdx.x >> 7, warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, units = K / 128;
   const int first = units * rank / SPLIT, count = units * (rank + 1) / SPLIT - first;
@@ -52,6 +54,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
 
   allow_next_kernel();
   if (threadIdx.x == 0) {
+    prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
       barrier_init(empty + s, 4 * GROUPS);
@@ -65,31 +68,31 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
     if constexpr (HAND_OVER) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
     if ((threadIdx.x & 127) == 0) {
       const u64 once = stream_once();
-      auto weights = [&](int i) {
+      auto constants = [&](int i) {
         u8* stage = ring + i % STAGES * STAGE + X_BYTES;
         u64* bar = full + i % STAGES;
         barrier_expect(bar, X_BYTES + W_BYTES + S_BYTES);
-        copy_box(stage, &w, 0, first + i, strip0, bar, once);
+        copy_box(stage, &weights, 0, first + i, strip0, bar, once);
         if (GROUP) copy_box(stage + W_BYTES, &scales, strip0 * 16, (first + i) * SUB / SHARE, bar);
       };
       auto activations = [&](int i) {
-        u8* stage = ring + i % STAGES * STAGE;
-        copy_box(stage, &x, (first + i) * 128, m0, full + i % STAGES);
-        copy_box(stage + COLUMNS * 128, &x, (first + i) * 128 + 64, m0, full + i % STAGES);
+        copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * 2, full + i % STAGES);
       };
       const int ahead = min(count, STAGES);
-      for (int i = 0; i < ahead; i++) weights(i);
+      for (int i = 0; i < ahead; i++) constants(i);
       wait_for_previous_kernels();
       for (int i = 0; i < ahead; i++) activations(i);
       for (int i = ahead; i < count; i++) {
         barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
-        weights(i);
+        constants(i);
         activations(i);
       }
     }
     __syncthreads();
   } else {
     if constexpr (HAND_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+    load_factors<ROWS, 128 * GROUPS>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
+                                     strips * 16);
     // The first product of a chain of wgmma starts from zero by its own flag: an accumulator that ordinary instructions
     // set inside the pipeline would make ptxas run the products one after the other (C7515).
 #if GROUP
@@ -162,7 +165,5 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       }
     }
   }
-  reduce_and_store<ROWS, 1, COLUMNS>(sums, rank, scale + (GROUP ? 0 : strip0 * 16),
-                                     bias == nullptr ? nullptr : bias + strip0 * 16,
-                                     y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  reduce_and_store<ROWS, 1, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
 }

@@ -39,11 +39,13 @@ class Operand:
             "GROUP": self.group,
         }
 
-    def scale_bytes(self, rows: int) -> int:
-        """Shared memory for the scales of `rows` columns of W for one unit along K."""
+    def scale_bytes(self, rows: int, units: int) -> int:
+        """Shared memory for the scales of `rows` columns of W for so many units along K."""
         if not self.group:
             return 0
-        return _up(max(1, 128 // self.group) * rows * _SCALE_BYTES[self.scale], 128)
+        if self.group > 128:
+            return units * _up(rows * _SCALE_BYTES[self.scale], 128)
+        return _up(units * 128 // self.group * rows * _SCALE_BYTES[self.scale], 128)
 
 
 @dataclass(frozen=True)
@@ -80,12 +82,15 @@ def tensor_maps(
     """The maps of x, of the packed weight and of the scales (None where one scale serves a whole column)."""
     rows, along_k, unit = configuration.rows, configuration.units_along_k, operand.unit_bytes
     units = K // 128
-    x = Map(2, (K, M), (2 * K,), (64, configuration.columns), swizzle=True)
+    # Dimensions [64, M, K / 64] put the rows of a slab of 64 k, one line of the swizzle each, side by side.
+    lines = configuration.columns if isinstance(configuration, Tile) else min(M, configuration.columns)
+    x = Map(2, (64, M, K // 64), (2 * K, 128), (64, lines, 2 * along_k), swizzle=True)
     w = Map(8, (unit // 8, units, N // 16), (unit, unit * units), (unit // 8, along_k, rows // 16))
     if not operand.group:
         return x, w, None
     size = _SCALE_BYTES[operand.scale]
-    scales = Map(size, (N, -(-K // operand.group)), (size * N,), (rows, max(1, 128 // operand.group)))
+    groups = along_k * 128 // operand.group if operand.group <= 128 else 1
+    scales = Map(size, (N, -(-K // operand.group)), (size * N,), (rows, groups))
     return x, w, scales
 
 
@@ -99,6 +104,7 @@ class Stream:
     wk: int
     stages: int
     split: int
+    bulk: int = 1
 
     kernel = "matmul_stream"
 
@@ -120,16 +126,16 @@ class Stream:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split)
-        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT"), numbers, strict=True))
+        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk)
+        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK"), numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rw * self.wr * self.wk * operand.unit_bytes
         activations = self.columns * self.wk * 256
-        stage = _up(activations + weights + self.wk * operand.scale_bytes(self.rows), 1024)
+        stage = _up(activations + weights + operand.scale_bytes(self.rows, self.wk), 1024)
         sums = self.wk * self.columns * (self.rows + 4) * 4
-        return max(self.stages * stage, sums) + 16 * self.stages
+        return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
 
     def launch(self, operand: Operand, M: int, N: int) -> Launch:
         """How to launch it for y[M, N]."""
@@ -170,9 +176,9 @@ class Tile:
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rows // 16 * operand.unit_bytes
-        stage = _up(self.columns * 256 + weights + operand.scale_bytes(self.rows), 1024)
+        stage = _up(self.columns * 256 + weights + operand.scale_bytes(self.rows, 1), 1024)
         sums = self.columns * (self.rows + 4) * 4
-        return max(self.stages * stage, sums) + 16 * self.stages
+        return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
 
     def launch(self, operand: Operand, M: int, N: int) -> Launch:
         """How to launch it for y[M, N]."""

@@ -48,7 +48,7 @@ def matmul(
         maps = [tensor_map(on_x, x), tensor_map(on_packed, packed)]
         maps.append(tensor_map(on_scale, scale) if on_scale else maps[0])
         how = configuration.launch(operand, M, N)
-        launch(function(operand, configuration), how, maps, (scale, bias, y), (M, N, K), stream, early=early)
+        launch(function(operand, configuration), how, maps, (packed, scale, bias, y), (M, N, K), stream, early=early)
 
 
 def dequantize(operand: Operand, pointers: tuple[int, int, int], shape: tuple[int, int], stream: int) -> None:
