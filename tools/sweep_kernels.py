@@ -8,8 +8,8 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -21,8 +21,20 @@ from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, 
 
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
 GEOMETRIES = (  # rw, wr, wk
-    *((1, 2, 2), (1, 4, 2), (1, 4, 1), (1, 2, 4), (2, 1, 4), (2, 2, 2), (2, 2, 4), (2, 4, 1), (2, 4, 2)),
-    *((4, 1, 4), (4, 2, 1), (4, 2, 2)),
+    *(
+        (1, 1, 4),
+        (1, 1, 8),
+        (1, 2, 4),
+        (1, 2, 8),
+        (1, 4, 2),
+        (1, 4, 4),
+        (2, 1, 4),
+        (2, 1, 8),
+        (2, 2, 2),
+        (2, 2, 4),
+        (2, 4, 1),
+    ),
+    *((2, 4, 2), (4, 1, 4), (4, 2, 1), (4, 2, 2), (4, 2, 4), (4, 4, 1)),
 )
 
 
@@ -30,16 +42,14 @@ def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
     """Candidates of matmul_stream."""
     nt = max(1, 1 << max(0, (min(M, 64) - 1).bit_length() - 3))
     for rw, wr, wk in GEOMETRIES:
-        one = Stream(nt, rw, wr, wk, 20, 1).shared_bytes(operand) // 20
-        for stages in sorted({min(12, budget // one) for budget in BUDGETS}):
-            for split in (1, 2, 4, 8):
-                candidate = Stream(nt, rw, wr, wk, stages, split)
-                blocks = -(-N // candidate.rows) * split
-                deep = K // 128 // wk // split
-                if stages >= 2 and deep >= 2 and stages <= 2 * deep and 100 <= blocks <= 2400:
-                    yield candidate
-                    if M in {1, 16}:
-                        yield replace(candidate, bulk=0)
+        one = Stream(nt, rw, wr, wk, 40, 1, x_rows=min(M, 8 * nt)).shared_bytes(operand) // 40
+        for split in (1, 2, 4):
+            deep = -(-K // 128 // wk // split)
+            blocks = -(-N // (16 * rw * wr)) * split
+            if deep >= 2 and 100 <= blocks <= 1800 and (split == 1 or blocks <= 600):
+                for stages in sorted({min(deep, 12, budget // one) for budget in BUDGETS}):
+                    if stages >= 2:
+                        yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt))
 
 
 def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
@@ -47,18 +57,19 @@ def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
     for columns in (16, 32, 64, 128, 256):
         if not M / 2 <= columns < 2 * M and not (columns >= 128 and columns < M):
             continue
-        for mb, groups, resident in ((1, 1, 2), (1, 2, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2), (1, 3, 1), (4, 1, 1)):
+        shapes = ((1, 1, 2), (1, 2, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2), (1, 3, 1))
+        for fold, (mb, groups, resident) in product((0, 1) if operand.group else (0,), shapes):
             entry = 65536 // (resident * 128 * (groups + 1))
             registers = (entry * (groups + 1) - 40) // groups if entry < 200 else 248
             per_step = mb * 8
-            accumulators = mb * columns // 2 * (2 if operand.group else 1)
-            for steps in (1, 2, 4):
+            accumulators = mb * columns // 2 * (2 if operand.group and not fold else 1)
+            for steps in (1, 4):
                 if accumulators + per_step * steps + mb * 12 + 24 > registers:
                     continue
                 one = Tile(columns, mb, groups, 40, 1).shared_bytes(operand) // 40
                 stages = min(6, (SHARED_BYTES_LIMIT // resident - 1024 * (resident > 1)) // one)
                 for split in (1, 2, 4, 8):
-                    candidate = Tile(columns, mb, groups, stages, split, resident, steps)
+                    candidate = Tile(columns, mb, groups, stages, split, resident, steps, fold)
                     blocks = candidate.launch(operand, M, N).grid[0]
                     fits = candidate.shared_bytes(operand) <= SHARED_BYTES_LIMIT // resident - 1024 * (resident > 1)
                     if (
@@ -103,21 +114,21 @@ def main() -> None:
     )
     results = []
     for N, K in shapes:
-        product = Product(operand, N, K)
+        weight = Product(operand, N, K)
         for M in arguments.rows:
-            x = product.activations(M)
+            x = weight.activations(M)
             y = torch.empty(M, N, dtype=x.dtype, device="cuda")
-            reference = x.double() @ product.dense()
+            reference = x.double() @ weight.dense()
             rows = []
             for configuration in work[N, K, M]:
                 if time.monotonic() - began > arguments.seconds:
                     break
-                run = partial(product.run, configuration, x, y)
-                guess = max(product.limit_seconds * 1.3, 2 * M * N * K / 6e14)
-                count = calls_for(guess, product.copies)
+                run = partial(weight.run, configuration, x, y)
+                guess = max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14)
+                count = calls_for(guess, weight.copies)
                 try:
-                    error = product.error(configuration, x, reference)
-                    seconds = seconds_each(run, count, product.copies, 5)
+                    error = weight.error(configuration, x, reference)
+                    seconds = seconds_each(run, count, weight.copies, 5)
                 except Exception as problem:  # noqa: BLE001 as above
                     if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
                         print(configuration, problem)
@@ -125,13 +136,13 @@ def main() -> None:
                 rows.append({"us": seconds * 1e6, "error": error, "configuration": repr(configuration)})
             rows.sort(key=lambda row: row["us"])
             wrong = [row for row in rows if not row["error"] < 1e-3]
-            limit = product.limit_seconds * 1e6
+            limit = weight.limit_seconds * 1e6
             print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, {len(rows)} tried, {len(wrong)} wrong")
             for row in rows[:5] + wrong[:3]:
                 print(f"   {row['us']:.2f} us {limit / row['us']:.0%} {row['configuration']} {row['error']:.1e}")
-            best = partial(product.run, eval(rows[0]["configuration"]), x, y, early=False)  # noqa: S307 our own text
-            late = seconds_each(best, count, product.copies, 5) * 1e6
-            cublas = product.cublas_seconds(x, y) * 1e6
+            best = partial(weight.run, eval(rows[0]["configuration"]), x, y, early=False)  # noqa: S307 our own text
+            late = seconds_each(best, count, weight.copies, 5) * 1e6
+            cublas = weight.cublas_seconds(x, y) * 1e6
             print(f"   without early launch {late:.2f} us; cuBLAS {cublas:.2f} us, {cublas / rows[0]['us']:.2f} times")
             results.append(
                 {
@@ -146,7 +157,7 @@ def main() -> None:
                 }
             )
             arguments.out.write_text(json.dumps(results))
-        del product
+        del weight
         torch.cuda.empty_cache()
 
 

@@ -42,6 +42,7 @@ constexpr int SHARE = GROUP > 128 ? GROUP / 128 : 1;
 // fp16 patterns of minifloats are decoded without a multiply and stand for the value times 1 / FACTOR. bfloat16 has the
 // exponent range of the fp32 accumulators, which would underflow: there the decoder multiplies.
 constexpr float FACTOR = BF16 || FORMAT >= 3 ? 1.f : FORMAT == 0 ? 4096.f : 16384.f;
+constexpr u32 FACTOR_PAIR = FORMAT == 0 ? 0x6c006c00u : 0x74007400u;  // the same, twice, in fp16
 
 struct Raw {  // what one lane holds of a unit: 64 weights
   u32 low[8];
@@ -60,9 +61,22 @@ __device__ __forceinline__ void load_raw(Raw& raw, const u8* unit, int lane) {
   *reinterpret_cast<uint4*>(raw.low + 4) = p[32];
 }
 
-__device__ __forceinline__ u32 times2(u32 pair, u32 factor) {
+// A pair of 16-bit values times another.
+__device__ __forceinline__ u32 times_pair(u32 pair, u32 factor) {
   u32 r;
+#if BF16
   asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(pair), "r"(factor));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(pair), "r"(factor));
+#endif
+  return r;
+}
+__device__ __forceinline__ u32 pair_of(float x) {
+  Value v[2];
+  from_float(v[0], x);
+  v[1] = v[0];
+  u32 r;
+  memcpy(&r, v, 4);
   return r;
 }
 
@@ -77,10 +91,10 @@ __device__ __forceinline__ void decode(const Raw& raw, int j, u32* a) {
   const u32 sign = 0x80008000u, field = FORMAT == 0 ? 0x03e003e0u : 0x01f001f0u;
   const u32 factor = FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u;
   const int s = FORMAT == 0 ? 3 : 4;
-  a[0] = times2((p & sign) | ((p >> s) & field), factor);
-  a[1] = times2(((p << 8) & sign) | ((p << (8 - s)) & field), factor);
-  a[2] = times2((q & sign) | ((q >> s) & field), factor);
-  a[3] = times2(((q << 8) & sign) | ((q << (8 - s)) & field), factor);
+  a[0] = times_pair((p & sign) | ((p >> s) & field), factor);
+  a[1] = times_pair(((p << 8) & sign) | ((p << (8 - s)) & field), factor);
+  a[2] = times_pair((q & sign) | ((q >> s) & field), factor);
+  a[3] = times_pair(((q << 8) & sign) | ((q << (8 - s)) & field), factor);
 #elif FORMAT == 0
   a[0] = p & 0x9f009f00u;
   a[1] = (p << 8) & 0x9f009f00u;
@@ -97,10 +111,10 @@ __device__ __forceinline__ void decode(const Raw& raw, int j, u32* a) {
   const u32 sign = 0x80008000u;
 #if BF16
   const u32 field = 0x01c001c0u, factor = 0x7e807e80u;
-  a[0] = times2((x & sign) | ((x >> 3) & field), factor);
-  a[1] = times2(((x << 8) & sign) | ((x << 5) & field), factor);
-  a[2] = times2(((x << 7) & sign) | ((x >> 6) & field), factor);
-  a[3] = times2(((x << 15) & sign) | ((x << 2) & field), factor);
+  a[0] = times_pair((x & sign) | ((x >> 3) & field), factor);
+  a[1] = times_pair(((x << 8) & sign) | ((x << 5) & field), factor);
+  a[2] = times_pair(((x << 7) & sign) | ((x >> 6) & field), factor);
+  a[3] = times_pair(((x << 15) & sign) | ((x << 2) & field), factor);
 #else
   const u32 field = 0x0e000e00u;
   a[0] = x & 0x8e008e00u;
@@ -205,10 +219,10 @@ __device__ __forceinline__ float4 load_from_rank(const float* local, int rank) {
 
 // What a row's sum is multiplied by, and what is added: [2][Rows] in shared memory. Read before the products, in whose shadow the
 // latency of global memory does not count.
-template <int Rows, int Threads>
+template <int Rows, int Threads, bool Folded = false>
 __device__ __forceinline__ void load_factors(float* factors, const Scale* scale, const Value* bias, int rows) {
   for (int i = threadIdx.x; i < rows; i += Threads) {
-    factors[i] = GROUP ? FACTOR : FACTOR * to_float(scale[i]);
+    factors[i] = Folded ? 1.f : GROUP ? FACTOR : FACTOR * to_float(scale[i]);
     factors[Rows + i] = bias == nullptr ? 0.f : to_float(bias[i]);
   }
 }

@@ -4,16 +4,17 @@
 // weights, activations and group scales into a ring of STAGES stages through tensor maps; WR * WK warps compute: each takes RW
 // units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
 //
-//   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map)
+//   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map),
+//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more)
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))     block  32 * (WR * WK + 1)     shared bytes  see `bytes` below
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
-//   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
+//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
-constexpr int X_BYTES = COLUMNS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
+constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
 constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;

@@ -6,7 +6,8 @@
 // the fragments of STEPS steps of 16 k while the tensor cores work on the STEPS before.
 //
 //   macros   those of common.cuh, and COLUMNS (16, 32, 64, 128, 256), MB, GROUPS, STAGES, SPLIT (1, 2, 4, 8), RESIDENT (blocks
-//            a multiprocessor), STEPS (1, 2, 4)
+//            a multiprocessor), STEPS (1, 2, 4), FOLD (multiply weights by their group's scale, rounding to 16 bits as the dense
+//            weight would be, instead of each group's sum in fp32: half the accumulators)
 //   grid     (ceil(N / ROWS) * ceil(M / COLUMNS) * SPLIT)       block  128 * (GROUPS + 1)      shared bytes  see `bytes` below
 //   maps     x: [K / 64, M, 64] 16-bit, box [2, COLUMNS, 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
@@ -15,7 +16,8 @@
 #include "common.cuh"
 #include "wgmma.cuh"
 
-static_assert(GROUP == 0 || 8 / SUB % STEPS == 0, "a group of scales ends with a group of products");
+constexpr bool SUMS = GROUP > 0 && !FOLD;  // sums of groups are multiplied one by one
+static_assert(!SUMS || 8 / SUB % STEPS == 0, "a group of scales ends with a group of products");
 
 constexpr int ROWS = 64 * MB * GROUPS, STRIPS = ROWS / 16;
 constexpr int X_BYTES = COLUMNS * 256, W_BYTES = STRIPS * UNIT;
@@ -91,17 +93,20 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
     __syncthreads();
   } else {
     if constexpr (HAND_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
-    load_factors<ROWS, 128 * GROUPS>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
+    load_factors<ROWS, 128 * GROUPS, (GROUP > 0 && FOLD)>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
                                      strips * 16);
     // The first product of a chain of wgmma starts from zero by its own flag: an accumulator that ordinary instructions
     // set inside the pipeline would make ptxas run the products one after the other (C7515).
-#if GROUP
+#if GROUP && !FOLD
     float acc[MB][COLUMNS / 2] = {}, part[MB][COLUMNS / 2];
 #else
     float acc[MB][COLUMNS / 2];
     auto& part = acc;
 #endif
     u32 a[2][STEPS][MB][4];
+#if GROUP && FOLD
+    u32 fold[MB][2];
+#endif
     for (int i = 0; i < count; i++) {
       const int slot = i % STAGES;
       const u8* stage = ring + slot * STAGE;
@@ -117,7 +122,22 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
 #pragma unroll
         for (int s = 0; s < STEPS; s++) {
 #pragma unroll
-          for (int b = 0; b < MB; b++) decode(raw[b], j0 + s, now[s][b]);
+          for (int b = 0; b < MB; b++) {
+            decode(raw[b], j0 + s, now[s][b]);
+#if GROUP && FOLD
+            if ((j0 + s) % (8 / SUB) == 0) {
+              const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES) + (j0 + s) / (8 / SUB) * ROWS +
+                                ((warpgroup * MB + b) * 4 + warp) * 16 + lane / 4;
+              fold[b][0] = pair_of(to_float(ss[0]));
+              fold[b][1] = pair_of(to_float(ss[8]));
+            }
+#pragma unroll
+            for (int r = 0; r < 4; r++) {
+              if (FACTOR != 1.f) now[s][b][r] = times_pair(now[s][b][r], FACTOR_PAIR);
+              now[s][b][r] = times_pair(now[s][b][r], fold[b][r & 1]);
+            }
+#endif
+          }
         }
         wgmma_fence();
 #pragma unroll
@@ -126,10 +146,10 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
           const u64 tile_b = wgmma_b(xs + (j >> 2) * COLUMNS * 128 + (j & 3) * 32);
 #pragma unroll
           for (int b = 0; b < MB; b++)
-            Wgmma<COLUMNS>::run(part[b], now[s][b], tile_b, GROUP == 0 ? i > 0 || j > 0 : j % (8 / SUB) != 0);
+            Wgmma<COLUMNS>::run(part[b], now[s][b], tile_b, !SUMS ? i > 0 || j > 0 : j % (8 / SUB) != 0);
         }
         wgmma_commit();
-#if GROUP
+#if GROUP && !FOLD
         if ((j0 + STEPS) % (8 / SUB) == 0) {
           wgmma_wait<0>();
           const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES) + j0 / (8 / SUB) * ROWS;
@@ -148,7 +168,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
         if (j0 == 0 && i > 0 && lane == 0) barrier_arrive(empty + (i - 1) % STAGES);
 #endif
       }
-#if GROUP
+#if GROUP && !FOLD
       __syncwarp();
       if (lane == 0) barrier_arrive(empty + slot);
 #endif

@@ -105,6 +105,7 @@ class Stream:
     stages: int
     split: int
     bulk: int = 1
+    x_rows: int = 0
 
     kernel = "matmul_stream"
 
@@ -119,6 +120,11 @@ class Stream:
         return 8 * self.nt
 
     @property
+    def room(self) -> int:
+        """Rows of x that a stage has room for; 0 in `x_rows` stands for `columns`."""
+        return self.x_rows or self.columns
+
+    @property
     def units_along_k(self) -> int:
         """Units of 128 k that a stage holds."""
         return self.wk
@@ -126,13 +132,13 @@ class Stream:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk)
-        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK"), numbers, strict=True))
+        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room)
+        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS"), numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rw * self.wr * self.wk * operand.unit_bytes
-        activations = self.columns * self.wk * 256
+        activations = self.room * self.wk * 256
         stage = _up(activations + weights + operand.scale_bytes(self.rows, self.wk), 1024)
         sums = self.wk * self.columns * (self.rows + 4) * 4
         return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
@@ -154,6 +160,7 @@ class Tile:
     split: int
     resident: int = 1
     steps: int = 1
+    fold: int = 0
 
     kernel = "matmul_tile"
 
@@ -170,8 +177,9 @@ class Tile:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.columns, self.mb, self.groups, self.stages, self.split, self.resident, self.steps)
-        return dict(zip(("COLUMNS", "MB", "GROUPS", "STAGES", "SPLIT", "RESIDENT", "STEPS"), numbers, strict=True))
+        numbers = (self.columns, self.mb, self.groups, self.stages, self.split, self.resident, self.steps, self.fold)
+        names = ("COLUMNS", "MB", "GROUPS", "STAGES", "SPLIT", "RESIDENT", "STEPS", "FOLD")
+        return dict(zip(names, numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""

@@ -85,7 +85,7 @@ def check(cp, operand, configuration, M, N, K, with_bias=False):
 )
 def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
     operand = Operand(fmt, dtype, scale, group)
-    check(cp, operand, Stream(1, 2, 2, 2, 3, 1), 5, 208, 1152)
+    check(cp, operand, Stream(1, 2, 2, 2, 3, 1, x_rows=5), 5, 208, 1152)
     check(cp, operand, Stream(2, 1, 4, 2, 2, 2, bulk=0), 13, 208, 1152, with_bias=True)
     check(cp, operand, Tile(64, 1, 2, 3, 2), 50, 208, 1152, with_bias=True)
 
@@ -113,6 +113,13 @@ def test_tiles_of_every_geometry_and_any_rows(cp, geometry, split):
 def test_tiles_in_steps_and_two_a_multiprocessor(cp, resident, steps):
     for operand in (Operand("fp6_e3m2"), Operand("int4", group=64)):
         check(cp, operand, Tile(64, 1, 2, 3, 1, resident, steps), 100, 272, 2176)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("group", [32, 128, 256])
+def test_tiles_that_fold_the_scales_into_the_weights(cp, fmt, dtype, group):
+    check(cp, Operand(fmt, dtype, "float16", group), Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
