@@ -19,6 +19,8 @@ constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
 constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * S_PITCH + 1023) / 1024 * 1024;
+// Tensor-core products on one accumulator wait for each other: with few accumulators, even and odd steps have their own.
+constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
 // bytes = RING + 16 * STAGES + 8 * ROWS
@@ -62,7 +64,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   }
   __syncthreads();
 
-  float acc[RW][NT][4] = {};
+  float acc[CHAINS][RW][NT][4] = {};
   if (warp == WARPS) {
     const u64 once = stream_once();
     auto constants = [&](int i) {
@@ -119,7 +121,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
           turn[half] = number & 7;
         }
 #if GROUP
-        float part[RW][NT][4] = {};
+        float part[CHAINS][RW][NT][4] = {};
 #else
         auto& part = acc;
 #endif
@@ -139,7 +141,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #pragma unroll
             for (int n = 0; n < NT; n++) {
               const int o = NT == 1 ? j % 2 * 2 : n * 2;
-              mma(part[r][n], a, b[o], b[o + 1]);
+              mma(part[j % CHAINS][r][n], a, b[o], b[o + 1]);
             }
           }
 #if GROUP
@@ -153,8 +155,8 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
               for (int n = 0; n < NT; n++) {
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
-                  acc[r][n][e] += part[r][n][e] * (e < 2 ? s0 : s1);
-                  part[r][n][e] = 0.f;
+                  acc[0][r][n][e] += (CHAINS > 1 ? part[0][r][n][e] + part[CHAINS - 1][r][n][e] : part[0][r][n][e]) * (e < 2 ? s0 : s1);
+                  part[0][r][n][e] = part[CHAINS - 1][r][n][e] = 0.f;
                 }
               }
             }
@@ -178,7 +180,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #pragma unroll
         for (int e = 0; e < 4; e++) {
           const int row = (wr * RW + r) * 16 + lane / 4 + (e / 2) * 8, column = n * 8 + lane % 4 * 2 + e % 2;
-          sums[(wk * COLUMNS + column) * (ROWS + 4) + row] = acc[r][n][e];
+          sums[(wk * COLUMNS + column) * (ROWS + 4) + row] = acc[0][r][n][e] + (CHAINS > 1 && !GROUP ? acc[CHAINS - 1][r][n][e] : 0.f);
         }
       }
     }

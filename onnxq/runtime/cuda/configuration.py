@@ -62,7 +62,7 @@ class Map:
     """Arguments of cuTensorMapEncodeTiled, innermost dimension first; fill with zeros, element strides of 1.
 
     Attributes:
-        element: CUtensorMapDataType by its size: 2, 4 or 8 bytes, unsigned 16, 32 or 64 bits (floats are moved as bits).
+        element: CUtensorMapDataType by its size: unsigned of 2, 4 or 8 bytes (floats are moved as bits).
         dims: Size of each dimension.
         strides: Bytes between neighbours, of every dimension but the innermost.
         box: What one copy takes.
@@ -96,7 +96,7 @@ def tensor_maps(
 
 @dataclass(frozen=True)
 class Stream:
-    """custom_ops/cuda/matmul_stream.cu: few rows of x, bound by the bytes of W. Its head says what each number means."""
+    """custom_ops/cuda/matmul_stream.cu: few rows of x, bound by the bytes of W. Its head explains the numbers."""
 
     nt: int
     rw: int
@@ -151,7 +151,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Tile:
-    """custom_ops/cuda/matmul_tile.cu: many rows of x, bound by arithmetic. Its head says what each number means."""
+    """custom_ops/cuda/matmul_tile.cu: many rows of x, bound by arithmetic. Its head explains the numbers."""
 
     columns: int
     mb: int

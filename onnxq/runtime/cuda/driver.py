@@ -25,7 +25,7 @@ class _Config(ctypes.Structure):
     )
 
 
-# CUtensorMapDataType, CUtensorMapSwizzle, CUtensorMapL2promotion (cuda.h)
+# In the order of cuda.h: data type by size, swizzle, and promotion of L2 reads.
 _ELEMENTS = {2: 1, 4: 2, 8: 4}
 _SWIZZLE_128B, _PROMOTE_256B = 3, 3
 

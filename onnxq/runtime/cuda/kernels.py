@@ -78,5 +78,7 @@ def _load(kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int) -
     compiled = module.get_function(kernel)
     if shared_bytes > 48 * 1024:
         compiled.max_dynamic_shared_size_bytes = shared_bytes
+    # All of the memory that L1 and shared memory have in common: blocks of the next kernel must fit beside this one's.
+    compiled.preferred_shared_memory_carveout = 100
     _loaded.append(module)
     return int(compiled.kernel.ptr)

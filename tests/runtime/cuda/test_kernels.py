@@ -73,7 +73,7 @@ def check(cp, operand, configuration, M, N, K, with_bias=False):
     assert (poison[M] == 0x7FC1).all()
     got = result(cp, operand, y)[:M].astype(cp.float64)
     error = float(cp.linalg.norm(got - expected) / cp.linalg.norm(expected))
-    assert error < (3e-3 if operand.dtype == "bfloat16" else 4e-4), configuration
+    assert error < (5e-3 if operand.dtype == "bfloat16" else 4e-4), configuration
 
 
 @pytest.mark.parametrize(
