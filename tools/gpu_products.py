@@ -1,6 +1,7 @@
 """Products on a GPU for checks and timings: random packed weights, their float64 meaning, and CUDA-graph timing."""
 
 import statistics
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnxq.runtime.cuda.configuration import Configuration, Operand
 
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROTATION_BYTES = 200e6  # weights rotate through more than this: three times the 60 MB of L2
+WARM_SECONDS = 0.02
 READ_BYTES_PER_SECOND = 4.3e12  # measured on an H200: the limit of a product that only streams its weights
 
 
@@ -94,7 +96,10 @@ def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: 
     with torch.cuda.graph(graph):
         for i in range(count):
             call(i % copies)
-    graph.replay()
+    began = time.monotonic()
+    while time.monotonic() - began < WARM_SECONDS:  # an idle GPU has lowered its clocks
+        graph.replay()
+        torch.cuda.synchronize()
     times = []
     for _ in range(replays):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

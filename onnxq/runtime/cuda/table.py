@@ -17,7 +17,7 @@ _KERNELS: dict[str, type[Stream] | type[Tile]] = {"matmul_stream": Stream, "matm
 class Measured:
     """One line of the table: the fastest configuration for a product, and its time in microseconds."""
 
-    bits: int
+    fmt: str
     N: int
     K: int
     M: int
@@ -31,7 +31,7 @@ def measured() -> tuple[Measured, ...]:
     lines = json.loads(TABLE.read_text(encoding="utf-8"))["lines"]
     return tuple(
         Measured(
-            **{name: line[name] for name in ("bits", "N", "K", "M", "us")},
+            **{name: line[name] for name in ("fmt", "N", "K", "M", "us")},
             configuration=_KERNELS[line["kernel"]](**line["numbers"]),
         )
         for line in lines
@@ -42,18 +42,20 @@ def measured() -> tuple[Measured, ...]:
 def choose(operand: Operand, M: int, N: int, K: int) -> Configuration:
     """The configuration for y[M, N] = x[M, K] @ W; every shape that the kernels take has one.
 
-    Four-bit lines were measured with scales for groups of 128, six-bit ones with a scale a column. A six-bit weight
-    with groups takes its large products from the four-bit lines, whose accumulators leave room for the sums of groups.
+    A format without lines of its own takes those of the other format of its width. Four-bit lines were measured with
+    scales for groups of 128, six-bit ones with a scale a column. A six-bit weight with groups takes its large products
+    from four-bit lines, whose accumulators leave room for the sums of groups.
     """
-    bits = 6 if operand.unit_bytes == 1536 else 4
     rows = sorted({line.M for line in measured()})
     limit = next((m for m in rows if m >= M), rows[-1])
     below = max((m for m in rows if m < limit), default=limit)
-    if below >= _LARGE and M**2 < limit * below:  # of two large ones the nearer
+    if below >= _LARGE and limit * below > M**2:  # of two large ones the nearer
         limit = below
-    if operand.group and limit > 32:
-        bits = 4
-    lines = [line for line in measured() if line.bits == bits and line.M == limit]
+    fours = operand.unit_bytes == 1024 or (operand.group > 0 and limit > 32)
+    others = "fp4_e2m1" if fours else "fp6_e3m2"
+    at = [line for line in measured() if limit == line.M]
+    own = [line for line in at if line.fmt == operand.fmt and (operand.unit_bytes == 1024 or not fours)]
+    lines = own or [line for line in at if line.fmt == others]
     best = min(lines, key=lambda line: abs(log(N / line.N)) + abs(log(K / line.K)))
     return fitted(operand, best.configuration)
 
