@@ -1,4 +1,4 @@
-"""Put the fastest configuration of each product from sweeps into onnxq/runtime/cuda/table.json.
+"""Merge the fastest configuration of each product from sweeps into onnxq/runtime/cuda/table.json.
 
 python tools/make_kernel_table.py SWEEP.json ...      (later files win where a configuration was timed twice)
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onnxq.runtime.cuda.configuration import Configuration, Stream, Tile
-from onnxq.runtime.cuda.table import TABLE
+from onnxq.runtime.cuda.table import TABLE, measured
 
 Product = tuple[str, int, int, int]
 
@@ -18,6 +18,8 @@ Product = tuple[str, int, int, int]
 def main() -> None:
     """Read, choose, write."""
     times: dict[Product, dict[Configuration, float]] = {}
+    for known in measured() if TABLE.exists() else ():
+        times[known.fmt, known.N, known.K, known.M] = {known.configuration: known.us}
     for path in sys.argv[1:]:
         for sweep in json.loads(Path(path).read_text()):
             timed = times.setdefault((sweep["fmt"], sweep["N"], sweep["K"], sweep["M"]), {})

@@ -3,23 +3,28 @@
 from functools import cache
 from typing import Any
 
-from onnxq.errors import MissingExtraError
+from onnxq.errors import MissingExtraError, SessionError
 from onnxq.runtime.cuda.configuration import Configuration, Launch, Operand, tensor_maps
 from onnxq.runtime.cuda.driver import launch, tensor_map
 from onnxq.runtime.cuda.sources import source
 
 
-@cache
 def function(operand: Operand, configuration: Configuration) -> int:
-    """CUfunction handle of a compiled matmul; CuPy keeps the binary on disk, so a second process compiles nothing."""
+    """CUfunction handle of a matmul, compiled for the current device when first asked for.
+
+    CuPy keeps the binary on disk, so a second process compiles nothing.
+
+    Raises:
+        MissingExtraError: CuPy is not installed.
+        SessionError: the device is not of compute capability 9.0.
+    """
     macros = operand.macros | configuration.macros
-    return _load(configuration.kernel, tuple(macros.items()), configuration.shared_bytes(operand))
+    return _load(configuration.kernel, tuple(macros.items()), configuration.shared_bytes(operand), _device())
 
 
-@cache
 def dequantize_function(operand: Operand) -> int:
-    """CUfunction handle of the kernel that writes the weight out."""
-    return _load("dequantize", (*operand.macros.items(), ("SPLIT", 1)), 0)
+    """CUfunction handle of the kernel that writes the weight out; as `function`."""
+    return _load("dequantize", (*operand.macros.items(), ("SPLIT", 1)), 0, _device())
 
 
 def matmul(
@@ -68,11 +73,27 @@ def dequantize(operand: Operand, pointers: tuple[int, int, int], shape: tuple[in
 _loaded: list[Any] = []  # CuPy unloads a module that nobody holds
 
 
-def _load(kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int) -> int:
+def _cupy() -> Any:
     try:
         import cupy
     except ImportError as error:
         raise MissingExtraError.of("cupy-cuda13x", "gpu", "compiling CUDA kernels") from error
+    return cupy
+
+
+def _device() -> int:
+    return int(_cupy().cuda.runtime.getDevice())
+
+
+@cache
+def _load(kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int, device: int) -> int:
+    cupy = _cupy()
+    capability = str(cupy.cuda.Device(device).compute_capability)
+    if capability != "90":
+        raise SessionError(
+            f"the CUDA kernels need a GPU of compute capability 9.0 (H100, H200); device {device} has "
+            f"{capability[:-1]}.{capability[-1]}"
+        )
     options = ("-std=c++17", "-arch=sm_90a", *(f"-D{name}={value}" for name, value in macros))
     module = cupy.RawModule(code=source(kernel), options=options)
     compiled = module.get_function(kernel)
