@@ -1,0 +1,261 @@
+// Shared by all kernels: the packed layout `tiled1` and its decoding, and thin wrappers around PTX.
+// A kernel is compiled once a configuration; these macros choose it (docs/kernels.md has the table):
+//   FORMAT   0 FP6 E3M2, 1 FP6 E2M3, 2 FP4 E2M1, 3 INT4, 4 UINT4
+//   BF16     1: activations and results are bfloat16, 0: float16
+//   SCALE    type of the scales: 0 float32, 1 float16, 2 bfloat16
+//   GROUP    rows of K that share a scale: 0 for all of them, 16, 32, 64, or a multiple of 128
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef unsigned char u8;
+
+#if BF16
+typedef __nv_bfloat16 Value;
+#define MMA_TYPE "bf16"
+#else
+typedef __half Value;
+#define MMA_TYPE "f16"
+#endif
+#if SCALE == 0
+typedef float Scale;
+#elif SCALE == 1
+typedef __half Scale;
+#else
+typedef __nv_bfloat16 Scale;
+#endif
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void from_float(__half& y, float x) { y = __float2half_rn(x); }
+__device__ __forceinline__ void from_float(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
+
+// A unit is 16 rows of N by 128 of K: 512 bytes of two-bit plane (six-bit formats only), then 1024 of four-bit plane.
+constexpr bool SIX = FORMAT < 2;
+constexpr int UNIT = SIX ? 1536 : 1024;
+// Scales within a unit along K, and units along K that share one.
+constexpr int SUB = GROUP > 0 && GROUP < 128 ? 128 / GROUP : 1;
+constexpr int SHARE = GROUP > 128 ? GROUP / 128 : 1;
+
+// fp16 patterns of minifloats are decoded without a multiply and stand for the value times 1 / FACTOR. bfloat16 has the
+// exponent range of the fp32 accumulators, which would underflow: there the decoder multiplies.
+constexpr float FACTOR = BF16 || FORMAT >= 3 ? 1.f : FORMAT == 0 ? 4096.f : 16384.f;
+constexpr u32 FACTOR_PAIR = FORMAT == 0 ? 0x6c006c00u : 0x74007400u;  // the same, twice, in fp16
+
+struct Raw {  // what one lane holds of a unit: 64 weights
+  u32 low[8];
+#if FORMAT < 2
+  u32 high[4];
+#endif
+};
+
+__device__ __forceinline__ void load_raw(Raw& raw, const u8* unit, int lane) {
+  const uint4* p = reinterpret_cast<const uint4*>(unit) + lane;
+#if FORMAT < 2
+  *reinterpret_cast<uint4*>(raw.high) = p[0];
+  p += 32;
+#endif
+  *reinterpret_cast<uint4*>(raw.low) = p[0];
+  *reinterpret_cast<uint4*>(raw.low + 4) = p[32];
+}
+
+// A pair of 16-bit values times another.
+__device__ __forceinline__ u32 times_pair(u32 pair, u32 factor) {
+  u32 r;
+#if BF16
+  asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(pair), "r"(factor));
+#else
+  asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(r) : "r"(pair), "r"(factor));
+#endif
+  return r;
+}
+__device__ __forceinline__ u32 pair_of(float x) {
+  Value v[2];
+  from_float(v[0], x);
+  v[1] = v[0];
+  u32 r;
+  memcpy(&r, v, 4);
+  return r;
+}
+
+// The A fragment of step `j` (16 of the 128 k): a[0] row g, a[1] row g + 8, a[2] and a[3] the same, 8 further in k.
+__device__ __forceinline__ void decode(const Raw& raw, int j, u32* a) {
+  u32 x = raw.low[j];
+#if FORMAT < 2
+  u32 h = raw.high[j >> 1];
+  u32 h0 = j & 1 ? h << 2 : h, h1 = j & 1 ? __funnelshift_r(h, h, 2) : h << 4;
+  u32 p = (x & 0x0f0f0f0fu) | (h0 & 0xf0f0f0f0u), q = ((x >> 4) & 0x0f0f0f0fu) | (h1 & 0xf0f0f0f0u);
+#if BF16
+  const u32 sign = 0x80008000u, field = FORMAT == 0 ? 0x03e003e0u : 0x01f001f0u;
+  const u32 factor = FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u;
+  const int s = FORMAT == 0 ? 3 : 4;
+  a[0] = times_pair((p & sign) | ((p >> s) & field), factor);
+  a[1] = times_pair(((p << 8) & sign) | ((p << (8 - s)) & field), factor);
+  a[2] = times_pair((q & sign) | ((q >> s) & field), factor);
+  a[3] = times_pair(((q << 8) & sign) | ((q << (8 - s)) & field), factor);
+#elif FORMAT == 0
+  a[0] = p & 0x9f009f00u;
+  a[1] = (p << 8) & 0x9f009f00u;
+  a[2] = q & 0x9f009f00u;
+  a[3] = (q << 8) & 0x9f009f00u;
+#else
+  const u32 sign = 0x80008000u, field = 0x0f800f80u;
+  a[0] = (p & sign) | ((p >> 1) & field);
+  a[1] = ((p << 8) & sign) | ((p << 7) & field);
+  a[2] = (q & sign) | ((q >> 1) & field);
+  a[3] = ((q << 8) & sign) | ((q << 7) & field);
+#endif
+#elif FORMAT == 2
+  const u32 sign = 0x80008000u;
+#if BF16
+  const u32 field = 0x01c001c0u, factor = 0x7e807e80u;
+  a[0] = times_pair((x & sign) | ((x >> 3) & field), factor);
+  a[1] = times_pair(((x << 8) & sign) | ((x << 5) & field), factor);
+  a[2] = times_pair(((x << 7) & sign) | ((x >> 6) & field), factor);
+  a[3] = times_pair(((x << 15) & sign) | ((x << 2) & field), factor);
+#else
+  const u32 field = 0x0e000e00u;
+  a[0] = x & 0x8e008e00u;
+  a[1] = (x << 8) & 0x8e008e00u;
+  a[2] = ((x << 7) & sign) | ((x >> 3) & field);
+  a[3] = ((x << 15) & sign) | ((x << 5) & field);
+#endif
+#else
+  // A nibble in the low mantissa bits of 1024 (fp16) or 128 (bfloat16) is that number plus the nibble, exactly.
+  // A signed code with its top bit flipped is the integer plus 8.
+  u32 y = x >> 8;
+#if BF16
+  const u32 magic = FORMAT == 3 ? 0x43084308u : 0x43004300u, mask = 0x000f000fu;
+  const u32 one = 0x3f803f80u, minus = FORMAT == 3 ? 0xc308c308u : 0xc300c300u;
+  u32 n[4] = {(y & mask) ^ magic, (x & mask) ^ magic, ((y >> 4) & mask) ^ magic, ((x >> 4) & mask) ^ magic};
+#pragma unroll
+  for (int i = 0; i < 4; i++) asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(a[i]) : "r"(n[i]), "r"(one), "r"(minus));
+#else
+  const u32 near = FORMAT == 3 ? 0x64086408u : 0x64006400u, far = FORMAT == 3 ? 0x64806480u : 0x64006400u;
+  const u32 minus = FORMAT == 3 ? 0xe408e408u : 0xe400e400u;      // -1032 or -1024
+  const u32 minus_far = FORMAT == 3 ? 0xd480d480u : 0xd400d400u;  // -72 or -64
+  u32 n[4] = {(y & 0x000f000fu) ^ near, (x & 0x000f000fu) ^ near, (y & 0x00f000f0u) ^ far, (x & 0x00f000f0u) ^ far};
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a[0]) : "r"(n[0]), "r"(minus));
+  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a[1]) : "r"(n[1]), "r"(minus));
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(a[2]) : "r"(n[2]), "r"(0x2c002c00u), "r"(minus_far));
+  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(a[3]) : "r"(n[3]), "r"(0x2c002c00u), "r"(minus_far));
+#endif
+#endif
+}
+
+__device__ __forceinline__ u32 smem(const void* p) { return static_cast<u32>(__cvta_generic_to_shared(p)); }
+
+__device__ __forceinline__ void barrier_init(u64* bar, u32 count) {
+  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(smem(bar)), "r"(count) : "memory");
+}
+__device__ __forceinline__ void barrier_expect(u64* bar, u32 bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(smem(bar)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void barrier_arrive(u64* bar) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem(bar)) : "memory");
+}
+__device__ __forceinline__ void barrier_wait(u64* bar, u32 parity) {
+  asm volatile(
+      "{\n.reg .pred p;\nwait_%=:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra done_%=;\nbra wait_%=;\n"
+      "done_%=:\n}" ::"r"(smem(bar)), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void fence_barrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+__device__ __forceinline__ u64 stream_once() {  // weights: each byte is used once, so it may leave the cache first
+  u64 policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+// Tensor maps: cuTensorMapEncodeTiled makes them, docs/kernels.md says of what. What lies outside a tensor arrives as zeros.
+struct __align__(64) TensorMap {
+  u64 opaque[16];
+};
+// The first use of a map waits for the map itself to be read: ask for it early.
+__device__ __forceinline__ void prefetch(const TensorMap* map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, u64* bar) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+                   smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(smem(bar)) : "memory");
+}
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+          smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)) : "memory");
+}
+__device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* bar, u64 policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
+          smem(to)), "l"(from), "r"(bytes), "r"(smem(bar)), "l"(policy) : "memory");
+}
+
+// Programmatic dependent launch: the next kernel may start (its weights never depend on this one) ...
+__device__ __forceinline__ void allow_next_kernel() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+// ... and nothing that the kernels before this one write or read may be touched before this returns.
+__device__ __forceinline__ void wait_for_previous_kernels() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+__device__ __forceinline__ void cluster_sync() {
+  if constexpr (SPLIT > 1) {
+    asm volatile("barrier.cluster.arrive.aligned;\nbarrier.cluster.wait.aligned;" ::: "memory");
+  } else {
+    __syncthreads();
+  }
+}
+__device__ __forceinline__ float4 load_from_rank(const float* local, int rank) {
+  u32 address;
+  float4 v;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem(local)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(address));
+  return v;
+}
+
+// What a row's sum is multiplied by, and what is added: [2][Rows] in shared memory. Read before the products, in whose shadow the
+// latency of global memory does not count.
+template <int Rows, int Threads, bool Folded = false>
+__device__ __forceinline__ void load_factors(float* factors, const Scale* scale, const Value* bias, int rows) {
+  for (int i = threadIdx.x; i < rows; i += Threads) {
+    factors[i] = Folded ? 1.f : GROUP ? FACTOR : FACTOR * to_float(scale[i]);
+    factors[Rows + i] = bias == nullptr ? 0.f : to_float(bias[i]);
+  }
+}
+
+// Sum what the Parts groups of warps of each of the SPLIT blocks of a cluster left in `sums` [Parts][Columns][Rows + 4], in a
+// fixed order, and write Rows x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
+template <int Rows, int Parts, int Columns>
+__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Value* y, int columns, int rows,
+                                                 int N) {
+  constexpr int PITCH = Rows + 4;
+  cluster_sync();
+  for (int i = rank * blockDim.x + threadIdx.x; i < columns * (Rows / 4); i += blockDim.x * SPLIT) {
+    const int row = i % (Rows / 4) * 4, column = i / (Rows / 4);
+    if (row >= rows) continue;
+    float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll
+    for (int r = 0; r < SPLIT; r++) {
+#pragma unroll
+      for (int p = 0; p < Parts; p++) {
+        const float* from = sums + (p * Columns + column) * PITCH + row;
+        float4 v;
+        if constexpr (SPLIT > 1) v = load_from_rank(from, r);
+        else v = *reinterpret_cast<const float4*>(from);
+        sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w;
+      }
+    }
+    const float4 times = *reinterpret_cast<const float4*>(factors + row), plus = *reinterpret_cast<const float4*>(factors + Rows + row);
+    Value out[4];
+    from_float(out[0], sum.x * times.x + plus.x);
+    from_float(out[1], sum.y * times.y + plus.y);
+    from_float(out[2], sum.z * times.z + plus.z);
+    from_float(out[3], sum.w * times.w + plus.w);
+    *reinterpret_cast<uint2*>(y + static_cast<size_t>(column) * N + row) = *reinterpret_cast<uint2*>(out);
+  }
+  if constexpr (SPLIT > 1) cluster_sync();  // no block may leave while another reads its sums
+}

@@ -1,0 +1,138 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from onnxq.formats import get_format
+from onnxq.formats.tiled import unpack_tiled
+from onnxq.runtime.cuda import kernels
+from onnxq.runtime.cuda.configuration import Operand, Stream, Tile
+
+pytestmark = pytest.mark.gpu
+FORMATS = ["fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int4", "uint4"]
+
+
+@pytest.fixture(scope="module")
+def cp():
+    cupy = pytest.importorskip("cupy")
+    try:
+        if cupy.cuda.runtime.getDeviceCount() == 0:
+            pytest.skip("no GPU")
+    except cupy.cuda.runtime.CUDARuntimeError:
+        pytest.skip("no GPU")
+    return cupy
+
+
+def bfloat16(cp, x):
+    """float32 to the bits of bfloat16, and what they mean."""
+    bits = x.astype(cp.float32).view(cp.uint32)
+    bits = bits + 0x7FFF + (bits >> 16 & 1) >> 16
+    return bits.astype(cp.uint16), (bits << 16).view(cp.float32)
+
+
+def case(cp, operand, M, N, K):
+    rng = cp.random.default_rng(M * 7919 + N * 31 + K)
+    fmt = get_format(operand.fmt)
+    packed = rng.integers(0, 256, (N // 16, K // 128, 256 * fmt.bits), cp.uint8)
+    groups = -(-K // operand.group) if operand.group else 1
+    scale = rng.random((groups, N), cp.float32) + 0.5
+    x = rng.standard_normal((M, K), cp.float32) * 0.05
+    bias = rng.standard_normal(N, cp.float32)
+    kept = {}
+    for name, array, kind in (("x", x, operand.dtype), ("scale", scale, operand.scale), ("bias", bias, operand.dtype)):
+        if kind == "bfloat16":
+            kept[name] = bfloat16(cp, array)
+        else:
+            kept[name] = (array.astype(kind),) * 2
+    values = cp.asarray(fmt.values.astype(np.float64))[cp.asarray(unpack_tiled(packed.get(), fmt))]
+    spread = kept["scale"][1].astype(cp.float64)
+    if operand.group:
+        spread = cp.repeat(spread, operand.group, 0)[:K]
+    weight = values * spread
+    return (
+        packed,
+        {name: pair[0] for name, pair in kept.items()},
+        {n: p[1].astype(cp.float64) for n, p in kept.items()},
+        weight,
+    )
+
+
+def result(cp, operand, y):
+    return (y.astype(cp.uint32) << 16).view(cp.float32) if operand.dtype == "bfloat16" else y
+
+
+def check(cp, operand, configuration, M, N, K, with_bias=False):
+    packed, given, meant, weight = case(cp, operand, M, N, K)
+    expected = meant["x"] @ weight + (meant["bias"] if with_bias else 0)
+    poison = cp.full((M + 1, N), 0x7FC1, cp.uint16)  # NaN in both types, and a row that must stay
+    y = poison.view(cp.float16) if operand.dtype == "float16" else poison
+    pointers = (given["x"], packed, given["scale"], given["bias"] if with_bias else None, y)
+    addresses = tuple(0 if p is None else p.data.ptr for p in pointers)
+    kernels.matmul(operand, configuration, addresses, (M, N, K), cp.cuda.get_current_stream().ptr)
+    cp.cuda.get_current_stream().synchronize()
+    assert (poison[M] == 0x7FC1).all()
+    got = result(cp, operand, y)[:M].astype(cp.float64)
+    error = float(cp.linalg.norm(got - expected) / cp.linalg.norm(expected))
+    assert error < (5e-3 if operand.dtype == "bfloat16" else 4e-4), configuration
+
+
+@pytest.mark.parametrize(
+    ("fmt", "dtype", "scale", "group"),
+    [
+        *itertools.product(FORMATS, ["float16", "bfloat16"], ["float32"], [0, 128]),
+        *itertools.product(["fp6_e3m2", "fp4_e2m1", "int4"], ["float16"], ["float16", "bfloat16"], [16, 32, 64, 256]),
+    ],
+)
+def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
+    operand = Operand(fmt, dtype, scale, group)
+    check(cp, operand, Stream(1, 2, 2, 2, 3, 1, x_rows=5), 5, 208, 1152)
+    check(cp, operand, Stream(2, 1, 4, 2, 2, 2, bulk=0), 13, 208, 1152, with_bias=True)
+    check(cp, operand, Tile(64, 1, 2, 3, 2), 50, 208, 1152, with_bias=True)
+
+
+@pytest.mark.parametrize("split", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "geometry", [(1, 1, 1, 1, 2), (1, 2, 1, 4, 4), (2, 2, 4, 2, 3), (4, 2, 2, 2, 3), (8, 2, 4, 1, 2)]
+)
+def test_streams_of_every_geometry_and_any_rows(cp, geometry, split):
+    for M, N, K in ((1, 16, 128), (3, 272, 2176), (8, 128, 4096), (17, 400, 1280), (64, 64, 384)):
+        check(cp, Operand("fp6_e3m2"), Stream(*geometry, split), M, N, K)
+
+
+@pytest.mark.parametrize("split", [1, 2, 4])
+@pytest.mark.parametrize(
+    "geometry",
+    [(16, 1, 1, 4), (32, 2, 2, 3), (64, 1, 2, 4), (128, 2, 2, 3), (128, 1, 3, 3), (256, 1, 2, 2), (128, 2, 1, 3)],
+)
+def test_tiles_of_every_geometry_and_any_rows(cp, geometry, split):
+    for M, N, K in ((1, 16, 512), (100, 272, 2176), (129, 400, 1280), (700, 1040, 640)):
+        check(cp, Operand("fp6_e3m2"), Tile(*geometry, split), M, N, K)
+
+
+@pytest.mark.parametrize(("resident", "steps"), [(2, 1), (1, 2), (2, 2), (1, 4)])
+def test_tiles_in_steps_and_two_a_multiprocessor(cp, resident, steps):
+    for operand in (Operand("fp6_e3m2"), Operand("int4", group=64)):
+        check(cp, operand, Tile(64, 1, 2, 3, 1, resident, steps), 100, 272, 2176)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("group", [32, 128, 256])
+def test_tiles_that_fold_the_scales_into_the_weights(cp, fmt, dtype, group):
+    check(cp, Operand(fmt, dtype, "float16", group), Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("group", [0, 32, 256])
+def test_dequantize_writes_the_weight_out(cp, fmt, group):
+    operand = Operand(fmt, group=group)
+    N, K = 208, 1152
+    packed, given, _, weight = case(cp, operand, 1, N, K)
+    out = cp.full((N, K), cp.nan, cp.float16)
+    pointers = (packed.data.ptr, given["scale"].data.ptr, out.data.ptr)
+    kernels.dequantize(operand, pointers, (N, K), cp.cuda.get_current_stream().ptr)
+    cp.testing.assert_array_equal(out, weight.T.astype(cp.float32).astype(cp.float16))
+
+
+def test_nothing_is_launched_for_no_rows(cp):
+    kernels.matmul(Operand("int4"), Stream(1, 1, 1, 1, 2, 1), (0, 0, 0, 0, 0), (0, 16, 128), 0)

@@ -1,0 +1,116 @@
+"""Products on a GPU for checks and timings: random packed weights, their float64 meaning, and CUDA-graph timing."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from onnxq.formats import get_format
+from onnxq.formats.tiled import unpack_tiled
+from onnxq.runtime.cuda import kernels
+from onnxq.runtime.cuda.configuration import Configuration, Operand
+
+TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+ROTATION_BYTES = 200e6  # weights rotate through more than this: three times the 60 MB of L2
+WARM_SECONDS = 0.02
+READ_BYTES_PER_SECOND = 4.3e12  # measured on an H200: the limit of a product that only streams its weights
+
+
+class Product:
+    """x [M, K] @ W [K, N] with random codes, so many copies of W that none is found in the L2 cache."""
+
+    def __init__(self, operand: Operand, N: int, K: int, seed: int = 0, copies: int | None = None) -> None:
+        torch.manual_seed(seed)
+        self.operand, self.N, self.K = operand, N, K
+        self.weight_bytes = N * K * operand.unit_bytes // 2048
+        self.copies = copies or int(ROTATION_BYTES // self.weight_bytes) + 2
+        self.packed = torch.randint(0, 256, (self.copies, self.weight_bytes), dtype=torch.uint8, device="cuda")
+        groups = -(-K // operand.group) if operand.group else 1
+        self.scale = (torch.rand(groups, N, device="cuda") * 0.01 + 0.005).to(TORCH_TYPES[operand.scale])
+        self.values: torch.Tensor | None = None
+        self.dense_copies = int(ROTATION_BYTES // (2 * N * K)) + 2
+        self.halves = (torch.randn(self.dense_copies, N, K, device="cuda") * 0.05).to(TORCH_TYPES[operand.dtype])
+
+    @property
+    def limit_seconds(self) -> float:
+        """Time to read the weights once."""
+        return self.weight_bytes / READ_BYTES_PER_SECOND
+
+    def activations(self, M: int) -> torch.Tensor:
+        """Normal x [M, K]."""
+        return torch.randn(M, self.K, device="cuda").to(TORCH_TYPES[self.operand.dtype])
+
+    def dense(self) -> torch.Tensor:
+        """float64 [K, N]: the first copy's weights times their scales."""
+        if self.values is None:
+            fmt = get_format(self.operand.fmt)
+            units = self.packed[0].cpu().numpy().reshape(self.N // 16, self.K // 128, -1)
+            codes = torch.from_numpy(unpack_tiled(units, fmt)).cuda()
+            table = torch.from_numpy(np.asarray(fmt.values, np.float64)).cuda()
+            scale = self.scale.double()
+            if self.operand.group:
+                scale = scale.repeat_interleave(self.operand.group, 0)[: self.K]
+            self.values = table[codes.int()] * scale
+        return self.values
+
+    def cublas_seconds(self, x: torch.Tensor, y: torch.Tensor) -> float:
+        """Time of the same product with a dense 16-bit weight through PyTorch."""
+        guess = max(2 * self.N * self.K / READ_BYTES_PER_SECOND, 2 * x.shape[0] * self.N * self.K / 7e14)
+        count = calls_for(guess, self.dense_copies)
+        return seconds_each(lambda copy: torch.mm(x, self.halves[copy].t(), out=y), count, self.dense_copies)
+
+    def run(
+        self,
+        configuration: Configuration,
+        x: torch.Tensor,
+        y: torch.Tensor,
+        copy: int = 0,
+        bias: int = 0,
+        *,
+        early: bool = True,
+    ) -> None:
+        """Put one product on torch's current stream."""
+        pointers = (x.data_ptr(), self.packed[copy].data_ptr(), self.scale.data_ptr(), bias, y.data_ptr())
+        stream = torch.cuda.current_stream().cuda_stream
+        kernels.matmul(self.operand, configuration, pointers, (x.shape[0], self.N, self.K), stream, early=early)
+
+    def error(self, configuration: Configuration, x: torch.Tensor, reference: torch.Tensor) -> float:
+        """||y - reference|| / ||reference||, from a poisoned y; infinite where a second run differs in one bit."""
+        results = []
+        for _ in range(2):
+            y = torch.full((x.shape[0], self.N), float("nan"), dtype=x.dtype, device="cuda")
+            self.run(configuration, x, y)
+            results.append(y)
+        if not torch.equal(*results):
+            return float("inf")
+        return float((results[0].double() - reference).norm() / reference.norm())
+
+
+def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: int = 7) -> float:
+    """Median time of one call within a replayed CUDA graph of `count` calls; call(copy) rotates over the copies."""
+    call(0)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for i in range(count):
+            call(i % copies)
+    began = time.monotonic()
+    while time.monotonic() - began < WARM_SECONDS:  # an idle GPU has lowered its clocks
+        graph.replay()
+        torch.cuda.synchronize()
+    times = []
+    for _ in range(replays):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e-3 / count)
+    return statistics.median(times)
+
+
+def calls_for(seconds: float, copies: int) -> int:
+    """So many calls that a replay takes about a millisecond and every copy of the weights is used equally often."""
+    return copies * max(1, round(1e-3 / seconds / copies))
