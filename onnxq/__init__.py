@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
     from onnxq.runtime.generate import generate
+    from onnxq.runtime.native import register
     from onnxq.runtime.session import session
     from onnxq.statistics.calibration import Calibration
 
@@ -35,6 +36,7 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_proto",
+    "register",
     "session",
 ]
 
@@ -52,6 +54,7 @@ _HOMES = {
     "plan": "api",
     "quantize": "api",
     "quantize_proto": "api",
+    "register": "runtime.native",
     "session": "runtime.session",
 }
 
