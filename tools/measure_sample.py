@@ -1,6 +1,6 @@
 """What each preset costs on the sample models: the tables of README.md and docs/results.md.
 
-    python tools/measure_sample.py                         # everything: about eight minutes on two cores
+    python tools/measure_sample.py                         # everything: about fifteen minutes on two cores
     python tools/measure_sample.py --presets fp6,int4      # two of the presets
     python tools/measure_sample.py --json results.json
 
@@ -11,6 +11,9 @@ opened by onnxruntime: ONNX's own reference implementation decodes its weights, 
 ones. A row of `ort` and of `standard` must agree within 1e-4, or the command fails.
 
 The digits models are measured by their accuracy on the test images.
+
+Presets whose method needs it are calibrated on the data that each sample model has for that, with the settings that
+`onnxq quantize --calib` has by default.
 """
 
 import argparse
@@ -30,11 +33,13 @@ from onnx.reference import ReferenceEvaluator
 
 import onnxq
 from onnxq.analysis.execution import Execution
-from onnxq.recipes import preset_names
+from onnxq.methods.solve import SOLVERS
+from onnxq.recipes import load_recipe, preset_names
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 MODEL, TOKENS = SAMPLES / "code_lm" / "model.onnx", SAMPLES / "code_lm" / "heldout.npy"
 DIGITS, TEST = ("resnet", "vit"), SAMPLES / "digits" / "test.npz"
+TEXT, IMAGES = SAMPLES / "code_lm" / "calibration.npy", SAMPLES / "digits" / "calibration.npz"
 PRESETS = [name for name in preset_names() if name != "none"]
 TARGETS = ("ort", "ort-int8", "standard")
 LARGEST_DIFFERENCE = 1e-4
@@ -91,7 +96,8 @@ def measure(
         exact = plain_bits = 0.0
         for target in targets:
             output = folder / f"{preset}-{target}.onnx"
-            report = onnxq.quantize(MODEL, preset, output=output, target=target)
+            calibration = calibration_for(preset, TEXT, folder / "code_lm.safetensors")
+            report = onnxq.quantize(MODEL, preset, output=output, target=target, calibration=calibration)
             bits = _bits(report)
             head = (preset, target, report.output_bytes, bits)
             if target == "ort-int8" and bits == plain_bits:
@@ -123,9 +129,17 @@ def accuracies(presets: Sequence[str], folder: Path) -> Iterator[tuple[str, list
         row = []
         for name in DIGITS:
             output = folder / f"{name}-{preset}.onnx"
-            onnxq.quantize(_digits(name), preset, output=output)
+            calibration = calibration_for(preset, IMAGES, folder / f"{name}.safetensors")
+            onnxq.quantize(_digits(name), preset, output=output, calibration=calibration)
             row.append(onnxq.evaluate(output, data=TEST).value)
         yield preset, row
+
+
+def calibration_for(preset: str, data: Path, cache: Path | None = None) -> onnxq.Calibration | None:
+    """What a preset is calibrated on; None if it needs nothing."""
+    methods = {rule.weight.method for rule in load_recipe(preset).rules if rule.weight}
+    needs = any(SOLVERS[method].hessian == "needs" for method in methods)
+    return onnxq.Calibration(data, cache=cache) if needs else None
 
 
 def decode(original: onnx.ModelProto, emitted: onnx.ModelProto) -> onnx.ModelProto:
