@@ -17,6 +17,7 @@ from onnxq.cli.app import run
 from onnxq.errors import RecipeError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
 from onnxq.functions import DOMAIN, functions, operator_suffix
+from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import Match, QuantSpec, Recipe, Rule, load_recipe, parse_recipe, preset_names
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,8 @@ PAGES = {
 }
 CODE_LM, DIGITS = ROOT / "samples" / "code_lm", ROOT / "samples" / "digits"
 WINDOWS = 2
+# Three small weights that read one tensor.
+FIRST_ATTENTION = ("node_linear", "node_linear_1", "node_linear_2")
 
 
 def text_of(page: Path) -> str:
@@ -53,6 +56,15 @@ def named(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
+def calibrated_presets() -> set[str]:
+    """Presets that are refused without data."""
+
+    def needs_data(rule: Rule) -> bool:
+        return rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs"
+
+    return {name for name in preset_names() if any(map(needs_data, load_recipe(name).rules))}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the examples of a page run."""
@@ -61,6 +73,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "tokenizer.json": CODE_LM / "tokenizer.json",
         "classifier.onnx": DIGITS / "vit.onnx",
         "test.npz": DIGITS / "test.npz",
+        "calibration.npy": CODE_LM / "calibration.npy",
     }.items():
         shutil.copyfile(source, tmp_path / name)
     np.save(tmp_path / "heldout.npy", np.load(CODE_LM / "heldout.npy")[: WINDOWS * 256])
@@ -122,7 +135,7 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     assert sorted(keys) == sorted(field for model in models for field in model.model_fields)
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
-    for name, (_, formats, share, scale) in rows.items():
+    for name, (_, formats, share, scale, method) in rows.items():
         specs = [rule.weight for rule in load_recipe(name).rules]
         if not specs:
             assert name == "none"
@@ -133,6 +146,11 @@ def test_recipes_page_has_every_key_and_preset() -> None:
         assert share == (str(spec.group_size) if spec.group_size else spec.granularity), name
         assert (named(scale) or ["auto"]) == [spec.scale], name
         assert ("zero points" in formats) == (not spec.symmetric), name
+        assert method.strip("`") == spec.method, name
+    methods = {cells[0].strip("`"): cells for cells in table(page, "method")}
+    assert {name: cells[1] for name, cells in methods.items()} == {
+        name: {"needs": "needed", "uses": "used", "no": "not used"}[each.hessian] for name, each in SOLVERS.items()
+    }
     assert {name for cells in table(README, "preset") for name in named(cells[0])} == set(preset_names())
 
 
@@ -172,14 +190,20 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
 
 
 @pytest.mark.parametrize("target", ["ort", "ort-int8", "standard"])
-def test_targets_page_says_what_each_preset_becomes(target: str) -> None:
+def test_targets_page_says_what_each_preset_becomes(target: str, tmp_path: Path) -> None:
     original = onnx.ModelProto.FromString((CODE_LM / "model.onnx").read_bytes())
+    calibration = onnxq.Calibration(CODE_LM / "calibration.npy", samples=8, cache=tmp_path / "statistics")
     before = {(node.domain, node.op_type) for node in original.graph.node}
     rows = table(DOCS / "targets.md", "recipe", "`ort`")
     assert sorted(name for cells in rows for name in named(cells[0])) == sorted({*preset_names()} - {"none"})
     for recipes, *cells in rows:
         for recipe in named(recipes):
-            made, _ = onnxq.quantize_proto(original, recipe, target=target)
+            if recipe in calibrated_presets():
+                made, _ = onnxq.quantize_proto(
+                    original, recipe, target=target, include=FIRST_ATTENTION, calibration=calibration
+                )
+            else:
+                made, _ = onnxq.quantize_proto(original, recipe, target=target)
             versions = f"{made.opset_import[0].version}, {made.ir_version}"
             if target == "standard":
                 assert versions == "28, 14", recipe
