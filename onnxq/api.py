@@ -1,7 +1,9 @@
 """The calls that the command line and Python programs use."""
 
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -10,6 +12,7 @@ import onnx
 import onnx_ir as ir
 
 from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import Weight, find_weights
@@ -17,7 +20,9 @@ from onnxq.passes.calibrate import all_requests, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Memory, Sink
+from onnxq.passes.solutions import Solutions
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.report import Entry, Report
@@ -56,6 +61,8 @@ def quantize(
     force: bool = False,
     calibration: Calibration | None = None,
     statistics: str | Path | None = None,
+    sequential: bool = False,
+    resume: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -72,6 +79,9 @@ def quantize(
         force: Replace an output that exists.
         calibration: Data for methods that look at activations; of the others some do better with it.
         statistics: A file of `calibrate`, in place of the data.
+        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer.
+        resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
+            where it was. It stays afterwards.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -90,7 +100,7 @@ def quantize(
     """
     started = time.perf_counter()
     chosen, checked_target, selection = load_recipe(recipe), check_target(target), Selection(include, exclude)
-    with stage(output, force=force, overwrite_of=Path(model)) as staging:
+    with ExitStack() as held, stage(output, force=force, overwrite_of=Path(model)) as staging:
         if not any(rule.weight for rule in chosen.rules):
             # A copy needs no graph, so it also keeps what the graph library would lose.
             source = guard(model)
@@ -100,8 +110,12 @@ def quantize(
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
-        found = statistics_for(loaded, made, weights, calibration, statistics)
-        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress)
+        found, solutions = None, None
+        if sequential or resume is not None:
+            solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
+        else:
+            found = statistics_for(loaded, made, weights, calibration, statistics)
+        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
@@ -179,6 +193,7 @@ def _transform(
     statistics: Statistics | None,
     threads: int | None,
     progress: Progress | None,
+    solutions: Solutions | None = None,
 ) -> tuple[Entry, ...]:
     """Quantize what is planned, and bring the graph into the form of the target."""
     made, weights = planned
@@ -199,6 +214,7 @@ def _transform(
             weights,
             sink,
             statistics=statistics,
+            solutions=solutions,
             non_finite=recipe.non_finite,
             threads=threads,
             progress=advance,
@@ -214,6 +230,29 @@ def _transform(
         }
     )
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
+
+
+def _in_sequence(
+    model: Model,
+    recipe: Recipe,
+    planned: tuple[Plan, list[Weight]],
+    calibration: Calibration | None,
+    statistics: str | Path | None,
+    folder: str | Path | None,
+    held: ExitStack,
+    threads: int | None,
+) -> Solutions:
+    """Solve everything layer by layer; without a folder, in one that lasts as long as `held`."""
+    if statistics is not None or calibration is None:
+        raise UsageError(
+            "sequential calibration runs the model itself: give calibration data, not a file of statistics"
+        )
+    if folder is None:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
+    made, weights = planned
+    return solve_in_sequence(
+        model, made, weights, calibration, Path(folder), non_finite=recipe.non_finite, threads=threads
+    )
 
 
 def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
