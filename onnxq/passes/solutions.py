@@ -93,7 +93,7 @@ class Solutions:
             DataError: The file is damaged.
         """
         try:
-            with np.load(self._path(number), allow_pickle=False) as stored:
+            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if "reason" in arrays:
                 return str(arrays["reason"])
