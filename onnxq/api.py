@@ -16,7 +16,7 @@ from onnxq.errors import UsageError
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.calibrate import all_requests, requests, statistics_for
+from onnxq.passes.calibrate import all_requests, needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
@@ -61,7 +61,7 @@ def quantize(
     force: bool = False,
     calibration: Calibration | None = None,
     statistics: str | Path | None = None,
-    sequential: bool = False,
+    sequential: bool | None = None,
     resume: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -79,7 +79,8 @@ def quantize(
         force: Replace an output that exists.
         calibration: Data for methods that look at activations; of the others some do better with it.
         statistics: A file of `calibrate`, in place of the data.
-        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer.
+        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer. By default
+            where a method needs data (GPTQ) and they are not kept in a cache.
         resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
             where it was. It stays afterwards.
         threads: Weights solved at a time; by default one a processor.
@@ -111,14 +112,14 @@ def quantize(
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
         found, solutions = None, None
-        if sequential or resume is not None:
+        if _is_sequential(made, sequential, resume, calibration):
             solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
         else:
             found = statistics_for(loaded, made, weights, calibration, statistics)
         entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
+    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration, solutions))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -232,6 +233,13 @@ def _transform(
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
+def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
+    """Whether layers are solved one after the other."""
+    if asked is not None or resume is not None:
+        return asked is not False
+    return calibration is not None and calibration.cache is None and bool(needy(made))
+
+
 def _in_sequence(
     model: Model,
     recipe: Recipe,
@@ -255,8 +263,12 @@ def _in_sequence(
     )
 
 
-def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
+def _calibrated(
+    statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
+) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
+    if solutions is not None:
+        return ("calibrated layer by layer, each on the outputs of the quantized layers before it",)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
     if statistics.synthetic:
