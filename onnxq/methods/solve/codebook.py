@@ -15,6 +15,7 @@ _STEPS = 300
 # Weights that are looked at, evenly spaced.
 _SAMPLE = 1 << 18
 _FLOOR = 0.01
+_BINS = 2048
 
 
 def fit(weight: np.ndarray, bits: int, block: int | None, curvature: Curvature | None = None) -> Codebook:
@@ -46,9 +47,9 @@ def _levels(x: np.ndarray, worth: np.ndarray, count: int) -> tuple[float, ...]:
     x, worth = x[order], worth[order]
     mass = np.concatenate([[0.0], np.cumsum(worth)])
     moment = np.concatenate([[0.0], np.cumsum(worth * x)])
-    below = count // 2
-    levels = np.concatenate([np.linspace(-1, 0, below, endpoint=False), np.linspace(0, 1, count - below)])
-    held = [0, below, count - 1]
+    levels = _spread(x, worth, count)
+    held = [0, int(np.argmin(np.abs(levels[1:-1]))) + 1, count - 1]
+    levels[held] = -1, 0, 1
     for _ in range(_STEPS):
         cuts = np.concatenate([[0], np.searchsorted(x, (levels[1:] + levels[:-1]) / 2), [len(x)]])
         weights = np.diff(mass[cuts])
@@ -58,3 +59,11 @@ def _levels(x: np.ndarray, worth: np.ndarray, count: int) -> tuple[float, ...]:
             break
         levels = means
     return tuple(float(each) for each in np.sort(levels))
+
+
+def _spread(x: np.ndarray, worth: np.ndarray, count: int) -> np.ndarray:
+    """Where to begin: as dense as the cube root of what lies there, which is best for many levels (Panter and Dite)."""
+    there, edges = np.histogram(x, _BINS, (-1, 1), weights=worth)
+    share = np.cumsum(np.cbrt(there) + 1e-3 * np.cbrt(there.max(initial=1e-30)))
+    begin: np.ndarray = np.interp((np.arange(count) + 0.5) / count * share[-1], share, edges[1:])
+    return begin
