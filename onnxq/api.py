@@ -1,8 +1,10 @@
 """The calls that the command line and Python programs use."""
 
 import re
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,11 +17,13 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.calibrate import all_requests, requests, statistics_for
+from onnxq.passes.calibrate import all_requests, needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Memory, Sink
+from onnxq.passes.solutions import Solutions
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.report import Entry, Report
@@ -60,6 +64,8 @@ def quantize(
     force: bool = False,
     calibration: Calibration | None = None,
     statistics: str | Path | None = None,
+    sequential: bool | None = None,
+    resume: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -77,6 +83,10 @@ def quantize(
         force: Replace an output that exists.
         calibration: Data for methods that look at activations; of the others some do better with it.
         statistics: A file of `calibrate`, in place of the data.
+        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer. By default
+            where a method needs data (GPTQ) and they are not kept in a cache.
+        resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
+            where it was. It stays afterwards.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -98,7 +108,7 @@ def quantize(
     if output is None:
         name = re.sub(r"[^\w.-]+", "-", chosen.name)
         output = Path(model).with_name(f"{Path(model).stem}-{name}.onnx")
-    with stage(output, force=force, overwrite_of=Path(model)) as staging:
+    with ExitStack() as held, stage(output, force=force, overwrite_of=Path(model)) as staging:
         if not any(rule.weight for rule in chosen.rules):
             # A copy needs no graph, so it also keeps what the graph library would lose.
             source = guard(model)
@@ -108,11 +118,15 @@ def quantize(
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
-        found = statistics_for(loaded, made, weights, calibration, statistics)
-        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress)
+        found, solutions = None, None
+        if _is_sequential(made, sequential, resume, calibration):
+            solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
+        else:
+            found = statistics_for(loaded, made, weights, calibration, statistics)
+        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
+    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration, solutions))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -194,6 +208,7 @@ def _transform(
     statistics: Statistics | None,
     threads: int | None,
     progress: Progress | None,
+    solutions: Solutions | None = None,
 ) -> tuple[Entry, ...]:
     """Quantize what is planned, and bring the graph into the form of the target."""
     if threads is not None and threads < 1:
@@ -216,6 +231,7 @@ def _transform(
             weights,
             sink,
             statistics=statistics,
+            solutions=solutions,
             non_finite=recipe.non_finite,
             threads=threads,
             progress=advance,
@@ -233,8 +249,42 @@ def _transform(
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
-def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
+def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
+    """Whether layers are solved one after the other."""
+    if asked is not None or resume is not None:
+        return asked is not False
+    return calibration is not None and calibration.cache is None and bool(needy(made))
+
+
+def _in_sequence(
+    model: Model,
+    recipe: Recipe,
+    planned: tuple[Plan, list[Weight]],
+    calibration: Calibration | None,
+    statistics: str | Path | None,
+    folder: str | Path | None,
+    held: ExitStack,
+    threads: int | None,
+) -> Solutions:
+    """Solve everything layer by layer; without a folder, in one that lasts as long as `held`."""
+    if statistics is not None or calibration is None:
+        raise UsageError(
+            "sequential calibration runs the model itself: give calibration data, not a file of statistics"
+        )
+    if folder is None:
+        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
+    made, weights = planned
+    return solve_in_sequence(
+        model, made, weights, calibration, Path(folder), non_finite=recipe.non_finite, threads=threads
+    )
+
+
+def _calibrated(
+    statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
+) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
+    if solutions is not None:
+        return ("calibrated layer by layer, each on the outputs of the quantized layers before it",)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
     if statistics.synthetic:

@@ -1,7 +1,7 @@
 """A model opened for what can be computed about values inside it: taps are its only outputs, the rest is cut."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,7 +59,7 @@ class Tapped:
         proto.graph.node.extend(node for tap in taps for node in tap.nodes)
         del proto.graph.output[:]
         proto.graph.output.extend(output for tap in taps for output in tap.outputs)
-        _prune(proto.graph)
+        prune(proto.graph)
         form = replace(self._form, proto=proto)
         if self._folder is None:
             return form.tobytes()
@@ -111,14 +111,14 @@ def _values(graph: onnx.GraphProto) -> list[str]:
     return [*(each.name for each in graph.input), *(each.name for each in graph.initializer), *made]
 
 
-def _prune(graph: onnx.GraphProto) -> None:
-    """Take out nodes and initializers that no output depends on."""
-    wanted = {output.name for output in graph.output}
+def prune(graph: onnx.GraphProto, given: Collection[str] = ()) -> None:
+    """Take out nodes and initializers that no output depends on, nor what makes values that are given."""
+    wanted = {output.name for output in graph.output} - set(given)
     kept = []
     for node in reversed(graph.node):
         if not wanted.isdisjoint(node.output):
             kept.append(node)
-            wanted.update(_reads(node))
+            wanted.update(name for name in _reads(node) if name not in given)
     # An initializer that is an input too is the default of that input.
     wanted.update(each.name for each in graph.input)
     _keep(graph.node, list(reversed(kept)))

@@ -4,33 +4,26 @@ A dequantizing node is `DequantizeLinear` where the target knows the tensor type
 onnxq's where it does not; `insert` builds both.
 """
 
-import logging
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import NonFiniteError
-from onnxq.formats import get_format
-from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
-from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
 from onnxq.passes.insert import insert
-from onnxq.passes.plan import Decision, Plan, grouping
+from onnxq.passes.plan import Decision, Plan
 from onnxq.passes.sink import Sink
+from onnxq.passes.solutions import Solutions
+from onnxq.passes.solving import in_order, solve, work_of
 from onnxq.recipes import NonFinitePolicy
 from onnxq.statistics.statistics import Statistics
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,6 +52,7 @@ def quantize_weights(
     sink: Sink,
     *,
     statistics: Statistics | None = None,
+    solutions: Solutions | None = None,
     non_finite: NonFinitePolicy = "error",
     threads: int | None = None,
     progress: Callable[[str, int], None] | None = None,
@@ -71,6 +65,7 @@ def quantize_weights(
         weights: From `make_plan`.
         sink: Takes the bytes.
         statistics: From a calibration run on the same model, for methods that want them.
+        solutions: Of all weights that the plan quantizes, where they are solved already.
         non_finite: What to do with a weight that holds NaN or Inf.
         threads: How many weights are solved at a time; by default as many as there are processors.
         progress: Called with a weight's name and size in elements when it is done.
@@ -81,111 +76,26 @@ def quantize_weights(
     Raises:
         NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
     """
-    editor = Editor(model)
-    # Found before the first edit, which changes the graph around other weights.
-    work = [
-        _Work(weight, each, reading_of(weight, model.graph))
-        for weight, each in zip(weights, plan, strict=True)
-        if each.spec is not None
-    ]
+    editor, curvatures = Editor(model), Curvatures(statistics)
+    work = work_of(model.graph, plan, weights)
+
+    def solved(number: int) -> Solution | str:
+        if solutions is not None:
+            return solutions.get(number)
+        return solve(work[number], non_finite, curvatures.of(work[number].measured))
+
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        for item, solved in _in_order(executor, work, non_finite, Curvatures(statistics)):
-            weight, decision = item.weight, item.decision
-            if isinstance(solved, str):
-                results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solved))
+        calls = [partial(solved, number) for number in range(len(work))]
+        for item, solution in zip(work, in_order(executor, calls), strict=True):
+            weight = item.weight
+            if isinstance(solution, str):
+                results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
             else:
-                results.append(_replace(editor, weight, decision, solved, plan, sink))
+                results.append(_replace(editor, weight, item.decision, solution, plan, sink))
             if progress is not None:
                 progress(weight.name, weight.size)
     return results
-
-
-@dataclass(frozen=True)
-class _Work:
-    """A weight to quantize, and what it is multiplied with."""
-
-    weight: Weight
-    decision: Decision
-    reading: Reading | None
-
-
-def _in_order(
-    executor: Executor, work: Sequence[_Work], policy: NonFinitePolicy, curvatures: Curvatures
-) -> Iterator[tuple[_Work, Solution | str]]:
-    """Solutions in the order of the work, with only as many alive as there are workers."""
-    pending: deque[tuple[_Work, Future[Solution | str]]] = deque()
-    waiting = iter(work)
-    try:
-        for item in waiting:
-            pending.append((item, executor.submit(_solve, item, policy, curvatures)))
-            if len(pending) > (os.cpu_count() or 1):
-                first, future = pending.popleft()
-                yield first, future.result()
-        while pending:
-            first, future = pending.popleft()
-            yield first, future.result()
-    finally:
-        for _, future in pending:
-            future.cancel()
-
-
-def _solve(item: _Work, policy: NonFinitePolicy, curvatures: Curvatures) -> Solution | str:
-    """Codes and scales of one weight, or why it is left alone."""
-    weight, spec = item.weight, item.decision.spec
-    if spec is None:
-        raise ValueError(weight.name)
-    group = grouping(weight, spec)
-    array = weight.read().reshape(group.matrix)
-    formats = [get_format(name) for name in spec.format]
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest_of(array.dtype))
-    solver = SOLVERS[spec.method]
-    curvature = None if solver.hessian == "no" else curvatures.of(item.reading)
-
-    def solve(array: np.ndarray) -> Solution:
-        if curvature is None or group.matrix[2] != 1:
-            return solver.solve(array, grid, curvature)
-        # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature))
-
-    try:
-        return solve(array)
-    except NonFiniteError as error:
-        bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
-        if not len(bad):
-            raise
-        what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
-        if policy == "error":
-            raise NonFiniteError(
-                f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
-                "--non-finite clamp"
-            ) from None
-        if policy == "skip":
-            return what
-        _logger.warning("%s, clamped", what)
-        return solve(_clamped(array))
-
-
-def _turn(array: np.ndarray) -> np.ndarray:
-    """[A, K, 1] as [1, K, A], and back."""
-    return array.transpose(2, 1, 0)
-
-
-def _turned(solution: Solution) -> Solution:
-    zero = solution.zero_point
-    return replace(
-        solution,
-        codes=np.ascontiguousarray(_turn(solution.codes)),
-        scale=np.ascontiguousarray(_turn(solution.scale)),
-        zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
-    )
-
-
-def _clamped(array: np.ndarray) -> np.ndarray:
-    """NaN becomes zero, Inf the largest finite magnitude of the tensor."""
-    floats = array.astype(np.float32)
-    largest = np.abs(floats[np.isfinite(floats)]).max(initial=0)
-    return np.nan_to_num(floats, copy=False, nan=0.0, posinf=largest, neginf=-largest)
 
 
 def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, plan: Plan, sink: Sink) -> Result:

@@ -22,6 +22,8 @@ from onnxq.methods.solve import clip, rtn
 # Channels between two matrix products that bring in the errors of all channels before.
 _BLOCK = 64
 
+DAMPING = 0.01
+
 
 def solve(
     weight: np.ndarray,
@@ -29,7 +31,7 @@ def solve(
     curvature: Curvature,
     *,
     act_order: bool = True,
-    damping: float = 0.01,
+    damping: float = DAMPING,
     search: clip.Search | None = None,
     xp: Any = np,
 ) -> Solution:

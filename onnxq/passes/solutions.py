@@ -1,0 +1,116 @@
+"""`Solutions`: solved weights in a folder, so that they take no memory and an interrupted run goes on where it was."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from onnxq.errors import DataError, OutputError
+from onnxq.formats import get_format, get_scale_type
+from onnxq.methods.solution import Solution
+
+_RECORD = "run.json"
+
+
+class Solutions:
+    """One file a weight; each appears complete or not at all."""
+
+    def __init__(self, folder: Path, run: Mapping[str, str]) -> None:
+        """Open a folder, or make it.
+
+        Args:
+            folder: Holds nothing else.
+            run: What the solutions depend on; a folder that was made with something else is refused.
+
+        Raises:
+            DataError: The folder is another run's.
+            OutputError: It cannot be written.
+        """
+        self._folder = folder
+        record = folder / _RECORD
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if record.exists():
+                self._check(json.loads(record.read_text("utf-8")), run)
+            elif any(folder.iterdir()):
+                raise DataError(f"'{folder}' is not a folder of an interrupted run; name one that is empty or new")
+            else:
+                record.write_text(json.dumps(dict(run)), "utf-8")
+        except OSError as error:
+            raise OutputError(f"cannot keep solutions in '{folder}': {error.strerror}") from error
+        except ValueError as error:
+            raise DataError(f"'{record}' is damaged; delete the folder to begin anew") from error
+
+    def _check(self, found: object, run: Mapping[str, str]) -> None:
+        differing = [what for what, value in run.items() if not isinstance(found, dict) or found.get(what) != value]
+        if differing:
+            raise DataError(
+                f"'{self._folder}' holds a run with another {', '.join(differing)}; name another folder, or delete it"
+            )
+
+    def has(self, number: int) -> bool:
+        """Whether a weight is solved."""
+        return self._path(number).exists()
+
+    def put(self, number: int, solution: Solution | str, scale_type: str) -> None:
+        """Keep the solution of a weight, or why it stays float.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if isinstance(solution, str):
+            arrays = {"reason": np.array(solution)}
+        else:
+            # numpy stores no types of ml_dtypes.
+            scale = np.ascontiguousarray(solution.scale)
+            arrays = {
+                "names": np.array([solution.format.name, scale_type]),
+                "block": np.array(-1 if solution.block is None else solution.block),
+                "codes": solution.codes,
+                "scale": scale.view(np.uint8).reshape(*scale.shape, scale.itemsize),
+                "errors": np.array([solution.squared_error, solution.squared_norm]),
+            }
+            if solution.tensor_scale is not None:
+                arrays["tensor_scale"] = np.array(solution.tensor_scale)
+            if solution.zero_point is not None:
+                arrays["zero_point"] = solution.zero_point
+        path = self._path(number)
+        try:
+            with path.with_suffix(".part").open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".part").replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot keep solutions in '{self._folder}': {error.strerror}") from error
+
+    def get(self, number: int) -> Solution | str:
+        """The solution of a weight, or why it stays float.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        try:
+            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                arrays = {name: stored[name] for name in stored.files}
+            if "reason" in arrays:
+                return str(arrays["reason"])
+            kind, scale_type = (str(each) for each in arrays["names"])
+            block, (error, norm) = int(arrays["block"]), arrays["errors"]
+            return Solution(
+                get_format(kind),
+                None if block < 0 else block,
+                arrays["codes"],
+                np.ascontiguousarray(arrays["scale"]).view(get_scale_type(scale_type).dtype)[..., 0],
+                np.float32(arrays["tensor_scale"]) if "tensor_scale" in arrays else None,
+                arrays.get("zero_point"),
+                float(error),
+                float(norm),
+            )
+        except Exception as error:  # zipfile, zlib and numpy fail in many ways
+            raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number}.npz"

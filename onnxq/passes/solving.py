@@ -1,0 +1,140 @@
+"""Solve one weight of a plan: read it, see it as the solver does, and keep to the policy about NaN and Inf."""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import NonFiniteError
+from onnxq.formats import get_format
+from onnxq.methods.curvature import Curvature
+from onnxq.methods.grid import GridSpec, largest_of
+from onnxq.methods.solution import Solution
+from onnxq.methods.solve import SOLVERS
+from onnxq.model.sites import Weight
+from onnxq.passes.calibrate import Reading, reading_of
+from onnxq.passes.plan import Decision, Plan, grouping
+from onnxq.recipes import NonFinitePolicy, QuantSpec
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A weight to quantize.
+
+    Attributes:
+        weight: The weight.
+        decision: What happens to it; it has a spec.
+        reading: What it is multiplied with, where that is known.
+    """
+
+    weight: Weight
+    decision: Decision
+    reading: Reading | None
+
+    @property
+    def spec(self) -> QuantSpec:
+        """How it is quantized."""
+        if self.decision.spec is None:
+            raise ValueError(self.weight.name)
+        return self.decision.spec
+
+    @property
+    def measured(self) -> Reading | None:
+        """The activation whose statistics its solver wants and can have, or None."""
+        wanted = SOLVERS[self.spec.method].hessian != "no"
+        return self.reading if wanted and self.reading is not None and self.reading.view.groups == 1 else None
+
+
+def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work]:
+    """The weights that a plan quantizes, in its order; to be found before the first edit of the graph."""
+    return [
+        Work(weight, each, reading_of(weight, graph))
+        for weight, each in zip(weights, plan, strict=True)
+        if each.spec is not None
+    ]
+
+
+def in_order(executor: Executor, calls: Sequence[Callable[[], Solution | str]]) -> Iterator[Solution | str]:
+    """What the calls give, in their order, with only as many results alive as there are workers."""
+    pending: deque[Future[Solution | str]] = deque()
+    try:
+        for call in calls:
+            pending.append(executor.submit(call))
+            if len(pending) > (os.cpu_count() or 1):
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        for future in pending:
+            future.cancel()
+
+
+def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None) -> Solution | str:
+    """Codes and scales of one weight, or why it is left alone.
+
+    Args:
+        item: The weight.
+        policy: What to do with NaN and Inf.
+        curvature: Of its reading; only where its solver wants one.
+
+    Raises:
+        NonFiniteError: It holds NaN or Inf, and the policy is `error`.
+    """
+    weight, spec = item.weight, item.spec
+    group = grouping(weight, spec)
+    array = weight.read().reshape(group.matrix)
+    formats, largest = [get_format(name) for name in spec.format], largest_of(array.dtype)
+    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest)
+    solver = SOLVERS[spec.method]
+
+    def solved(array: np.ndarray) -> Solution:
+        if curvature is None or group.matrix[2] != 1:
+            return solver.solve(array, grid, curvature)
+        # Rows are output channels here: seen as [1, K, C] they share one curvature.
+        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature))
+
+    try:
+        return solved(array)
+    except NonFiniteError as error:
+        bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
+        if not len(bad):
+            raise
+        what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
+        if policy == "error":
+            raise NonFiniteError(
+                f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
+                "--non-finite clamp"
+            ) from None
+        if policy == "skip":
+            return what
+        _logger.warning("%s, clamped", what)
+        return solved(_clamped(array))
+
+
+def _turn(array: np.ndarray) -> np.ndarray:
+    """[A, K, 1] as [1, K, A], and back."""
+    return array.transpose(2, 1, 0)
+
+
+def _turned(solution: Solution) -> Solution:
+    zero = solution.zero_point
+    return replace(
+        solution,
+        codes=np.ascontiguousarray(_turn(solution.codes)),
+        scale=np.ascontiguousarray(_turn(solution.scale)),
+        zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
+    )
+
+
+def _clamped(array: np.ndarray) -> np.ndarray:
+    """NaN becomes zero, Inf the largest finite magnitude of the tensor."""
+    floats = array.astype(np.float32)
+    largest = np.abs(floats[np.isfinite(floats)]).max(initial=0)
+    return np.nan_to_num(floats, copy=False, nan=0.0, posinf=largest, neginf=-largest)
