@@ -1,0 +1,213 @@
+// AVX2 with FMA and F16C (Haswell, Zen and later): sixteen codes at a time, each in a 16-bit lane.
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "half.h"
+#include "kernels.h"
+
+namespace onnxq {
+namespace {
+
+struct Isa {
+  static constexpr int kLanes = 8;
+  static constexpr int kStep = 4 * kLanes;
+  static constexpr int kGemvSteps = 2;
+  static constexpr int kDirectRows = 2;
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileVecs = 2;
+  using Vec = __m256;
+
+  static Vec zero() { return _mm256_setzero_ps(); }
+  static Vec set1(float x) { return _mm256_set1_ps(x); }
+  static Vec load(const float* from) { return _mm256_loadu_ps(from); }
+  static void store(float* to, Vec x) { _mm256_storeu_ps(to, x); }
+  static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
+  static Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static Vec load_half(const uint16_t* from) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  }
+  static void store_half(uint16_t* to, Vec x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+#include "kernels.inl"
+
+// Loads the 16 bytes from `at` on, or those that are left before `end`.
+inline __m256i load_bytes(const uint8_t* at, const uint8_t* end) {
+  if (__builtin_expect(end - at >= 16, 1)) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+  }
+  alignas(16) uint8_t last[16] = {};
+  if (at < end) memcpy(last, at, static_cast<size_t>(end - at));
+  return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(last)));
+}
+
+// How sixteen codes, within 2 * bits bytes (and one more), get into the upper bits of sixteen 16-bit lanes: the two
+// bytes in which a code may lie, then a multiplication that shifts each lane to the left. Below a code in its lane
+// stand bits of the ones before it.
+struct Spread {
+  uint8_t gather[8][32];  // by the bit at which the first code begins
+  uint16_t factor[8][16];
+
+  static constexpr Spread make(int bits) {
+    Spread made{};
+    for (int first = 0; first < 8; ++first) {
+      for (int lane = 0; lane < 16; ++lane) {
+        const int bit = lane * bits + first;
+        made.gather[first][2 * lane] = static_cast<uint8_t>(bit / 8);
+        made.gather[first][2 * lane + 1] = static_cast<uint8_t>(bit / 8 + 1);
+        made.factor[first][lane] = static_cast<uint16_t>(1 << (16 - bits - bit % 8));
+      }
+    }
+    return made;
+  }
+};
+
+alignas(32) constexpr Spread kSpreads[] = {Spread::make(2), Spread::make(3), Spread::make(4), Spread::make(5),
+                                           Spread::make(6)};
+
+struct LaneRow {
+  const uint8_t* bytes;
+  __m256i gather, factor;
+};
+
+inline __m256i load_256(const void* from) { return _mm256_load_si256(static_cast<const __m256i*>(from)); }
+
+// `Derived::values(lanes, out)` makes two vectors of sixteen lanes.
+template <class Derived>
+class LaneDecoder {
+ public:
+  using Row = LaneRow;
+
+  LaneDecoder(const Format& format, const uint8_t* packed, uint64_t size)
+      : spread_(kSpreads[format.bits - 2]), bits_(format.bits), end_(packed + size) {}
+
+  Row row(const uint8_t* bytes, int bit) const {
+    return {bytes, load_256(spread_.gather[bit]), load_256(spread_.factor[bit])};
+  }
+
+  void prefetch(const Row& row, int64_t column, int steps, int64_t ahead) const {
+    const uint8_t* from = row.bytes + column / 8 * bits_ + ahead;
+    for (int64_t at = 0; at < steps * 4 * bits_; at += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
+    }
+  }
+
+  void step(const Row& row, int64_t column, Vec* out) const {
+    const uint8_t* at = row.bytes + column / 8 * bits_;
+    for (int half = 0; half < 2; ++half) {
+      const __m256i bytes = load_bytes(at + half * 2 * bits_, end_);
+      const __m256i lanes = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, row.gather), row.factor);
+      static_cast<const Derived*>(this)->values(lanes, out + 2 * half);
+    }
+  }
+
+ private:
+  const Spread& spread_;
+  int64_t bits_;
+  const uint8_t* end_;
+};
+
+// Exponent and mantissa of a minifloat, moved to their places in a float16, are its value times a power of two;
+// conversion handles subnormal numbers as well. The power of two is multiplied in.
+class MinifloatDecoder : public LaneDecoder<MinifloatDecoder> {
+ public:
+  MinifloatDecoder(const Format& format, const uint8_t* packed, uint64_t size)
+      : LaneDecoder(format, packed, size), scale_(_mm256_set1_ps(format.scale)) {
+    const int magnitude_bits = format.bits - 1, top = 15 - magnitude_bits;  // the lowest bit, right after the sign
+    right_ = _mm_cvtsi32_si128(top - (10 - format.mantissa_bits));
+    mask_ = _mm256_set1_epi16(static_cast<int16_t>(((1 << magnitude_bits) - 1) << (10 - format.mantissa_bits)));
+  }
+
+  void values(__m256i lanes, Vec* out) const {
+    const __m256i magnitude = _mm256_and_si256(_mm256_srl_epi16(lanes, right_), mask_);
+    const __m256i sign = _mm256_and_si256(lanes, _mm256_set1_epi16(static_cast<int16_t>(0x8000)));
+    const __m256i halves = _mm256_or_si256(magnitude, sign);
+    out[0] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), scale_);
+    out[1] = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1)), scale_);
+  }
+
+ private:
+  __m256 scale_;
+  __m128i right_;
+  __m256i mask_;
+};
+
+template <bool Signed>
+class IntegerDecoder : public LaneDecoder<IntegerDecoder<Signed>> {
+ public:
+  IntegerDecoder(const Format& format, const uint8_t* packed, uint64_t size)
+      : LaneDecoder<IntegerDecoder>(format, packed, size), right_(_mm_cvtsi32_si128(16 - format.bits)) {}
+
+  void values(__m256i lanes, Vec* out) const {
+    const __m256i whole = Signed ? _mm256_sra_epi16(lanes, right_) : _mm256_srl_epi16(lanes, right_);
+    out[0] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(whole)));
+    out[1] = _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(whole, 1)));
+  }
+
+ private:
+  __m128i right_;
+};
+
+// Four bits and any sixteen values. vpermps looks at the lowest three bits of a lane, and a blend at the sign.
+class CodebookDecoder : public LaneDecoder<CodebookDecoder> {
+ public:
+  CodebookDecoder(const Format& format, const uint8_t* packed, uint64_t size)
+      : LaneDecoder(format, packed, size),
+        lower_(_mm256_loadu_ps(format.values)),
+        upper_(_mm256_loadu_ps(format.values + 8)) {}
+
+  void values(__m256i lanes, Vec* out) const {
+    const __m256i codes = _mm256_srli_epi16(lanes, 12);
+    out[0] = look_up(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(codes)));
+    out[1] = look_up(_mm256_cvtepu16_epi32(_mm256_extracti128_si256(codes, 1)));
+  }
+
+ private:
+  Vec look_up(__m256i codes) const {
+    const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28));
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(lower_, codes), _mm256_permutevar8x32_ps(upper_, codes), bit3);
+  }
+
+  __m256 lower_, upper_;
+};
+
+// Calls `with(decoder type)` for the decoder of a format.
+template <class Decoder>
+struct Use {
+  using type = Decoder;
+};
+
+template <class With>
+void choose(const Format& format, With with) {
+  if (format.bits > 6) return with(Use<TableDecoder>{});
+  switch (format.kind) {
+    case FormatKind::kMinifloat:
+      return with(Use<MinifloatDecoder>{});
+    case FormatKind::kSigned:
+      return with(Use<IntegerDecoder<true>>{});
+    case FormatKind::kUnsigned:
+      return with(Use<IntegerDecoder<false>>{});
+    case FormatKind::kTable:
+      return with(Use<CodebookDecoder>{});
+  }
+}
+
+void matmul(const MatMul& job, int64_t task) {
+  choose(*job.weight.format, [&](auto use) { matmul_with<typename decltype(use)::type>(job, task); });
+}
+
+void dequantize(const Dequantize& job, int64_t task) {
+  choose(*job.format, [&](auto use) { dequantize_with<typename decltype(use)::type>(job, task); });
+}
+
+constexpr Kernels kKernels{"avx2", kStep, kGemvColumns, matmul, dequantize};
+
+}  // namespace
+
+const Kernels* const kAvx2Kernels = &kKernels;
+
+}  // namespace onnxq

@@ -1,0 +1,31 @@
+// Sixteen lanes of AVX-512; included inside an anonymous namespace.
+
+struct Isa {
+  static constexpr int kLanes = 16;
+  static constexpr int kStep = 4 * kLanes;
+  static constexpr int kGemvSteps = 4;
+  static constexpr int kDirectRows = 4;
+  static constexpr int kTileRows = 6;
+  static constexpr int kTileVecs = 4;
+  using Vec = __m512;
+
+  static Vec zero() { return _mm512_setzero_ps(); }
+  static Vec set1(float x) { return _mm512_set1_ps(x); }
+  static Vec load(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Vec x) { _mm512_storeu_ps(to, x); }
+  static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+  static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+  static Vec fmadd(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static Vec load_half(const uint16_t* from) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  }
+  static void store_half(uint16_t* to, Vec x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+};
+
+// Lines of the same columns in a row further down: weights come from memory once, and rows lie too far apart for a CPU
+// to guess the next.
+inline void prefetch_lines(const uint8_t* from, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
+}

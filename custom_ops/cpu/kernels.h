@@ -1,0 +1,76 @@
+// The CPU kernels, one set for each instruction set, and what they work on.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "format.h"
+
+namespace onnxq {
+
+// Types of activations, scales and results.
+enum class Float : uint8_t { kFloat32, kFloat16, kBFloat16 };
+
+inline size_t size_of(Float type) { return type == Float::kFloat32 ? 4 : 2; }
+
+// A [K, N] weight: codes in row-major order as one dense stream, and a scale for each block of `block` rows.
+struct Weight {
+  const Format* format;
+  const uint8_t* packed;
+  int64_t K, N, block;
+  const void* scale;  // [ceil(K / block), N], or [ceil(K / block), 1]
+  Float scale_type;
+  bool scale_per_column;
+  const uint8_t* zero_point;  // packed codes in the order of the scales, or null
+};
+
+// y [M, N] = x [M, K] @ weight, in blocks of `rows` x `columns` results; one task makes one block.
+struct MatMul {
+  Weight weight;
+  const void* x;
+  void* y;
+  Float type;
+  int64_t M;
+  int64_t rows, columns;
+
+  int64_t row_blocks() const { return (M + rows - 1) / rows; }
+  int64_t tasks() const { return row_blocks() * ((weight.N + columns - 1) / columns); }
+};
+
+// A tensor of dims [outer, length, inner], with scales for blocks along `length`; a task makes `rows` of its rows: rows
+// of `inner` elements, or the blocks themselves where inner is 1.
+struct Dequantize {
+  const Format* format;
+  const uint8_t* packed;
+  int64_t outer, length, inner, block;
+  const void* scale;  // [outer, ceil(length / block), inner], or one in all
+  Float scale_type;
+  bool one_scale;
+  const uint8_t* zero_point;
+  void* y;
+  Float type;
+  int64_t rows;
+
+  int64_t groups() const { return (length + block - 1) / block; }
+  int64_t row_count() const { return outer * (inner == 1 ? groups() : length); }
+  int64_t tasks() const { return (row_count() + rows - 1) / rows; }
+};
+
+struct Kernels {
+  const char* name;
+  int64_t step;         // columns that are decoded together: blocks of columns are multiples of it
+  int64_t max_columns;  // of a block
+  void (*matmul)(const MatMul&, int64_t task);
+  void (*dequantize)(const Dequantize&, int64_t task);
+};
+
+constexpr int64_t kMaxRows = 128;            // of a block of results
+constexpr int64_t kMaxResults = 128 * 128;  // of a block of more than one row
+
+// From the fastest to plain C++. Null where this build has none.
+extern const Kernels* const kVbmiKernels;
+extern const Kernels* const kAvx512Kernels;
+extern const Kernels* const kAvx2Kernels;
+extern const Kernels* const kPlainKernels;
+
+}  // namespace onnxq

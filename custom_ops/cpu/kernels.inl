@@ -1,0 +1,354 @@
+// The kernels, in terms of an instruction set `Isa` and its decoders; each instruction set includes this file once,
+// inside an anonymous namespace, so that no function compiled for one CPU can stand in for that of another.
+//
+// A decoder turns `Isa::kStep` codes that lie side by side in a row into four vectors of float32, in order. It never
+// reads beyond `end`, and codes past the end of a row may come from the next: nobody looks at their results.
+
+constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
+constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
+constexpr int64_t kGemvColumns = 1024;
+constexpr int64_t kWidest = 2048;  // columns of any block, and elements that are dequantized at once
+
+using Vec = Isa::Vec;
+constexpr int kLanes = Isa::kLanes;
+constexpr int kStep = Isa::kStep;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline void to_floats(const void* from, int64_t start, int64_t count, Float type, float* out) {
+  if (type == Float::kFloat32) {
+    memcpy(out, static_cast<const float*>(from) + start, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  const uint16_t* in = static_cast<const uint16_t*>(from) + start;
+  int64_t i = 0;
+  if (type == Float::kFloat16) {
+    for (; i + kLanes <= count; i += kLanes) Isa::store(out + i, Isa::load_half(in + i));
+    for (; i < count; ++i) out[i] = from_half(in[i]);
+  } else {
+    for (; i < count; ++i) out[i] = from_bfloat(in[i]);
+  }
+}
+
+inline void from_floats(const float* in, int64_t count, Float type, void* to, int64_t start) {
+  if (type == Float::kFloat32) {
+    memcpy(static_cast<float*>(to) + start, in, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  uint16_t* out = static_cast<uint16_t*>(to) + start;
+  int64_t i = 0;
+  if (type == Float::kFloat16) {
+    for (; i + kLanes <= count; i += kLanes) Isa::store_half(out + i, Isa::load(in + i));
+    for (; i < count; ++i) out[i] = to_half(in[i]);
+  } else {
+    for (; i < count; ++i) out[i] = to_bfloat(in[i]);
+  }
+}
+
+// Where the codes of a stream, or of a row of it, begin.
+template <class Decoder>
+typename Decoder::Row row_at(const Decoder& decoder, const uint8_t* packed, uint64_t code, int bits) {
+  const uint64_t bit = code * static_cast<uint64_t>(bits);
+  return decoder.row(packed + bit / 8, static_cast<int>(bit % 8));
+}
+
+template <class Decoder>
+void decode(const Decoder& decoder, const typename Decoder::Row& row, int64_t count, float* out) {
+  Vec values[4];
+  for (int64_t i = 0; i < count; i += kStep) {
+    decoder.step(row, i, values);
+    if (i + kStep <= count) {
+      for (int v = 0; v < 4; ++v) Isa::store(out + i + v * kLanes, values[v]);
+    } else {
+      alignas(64) float last[kStep];
+      for (int v = 0; v < 4; ++v) Isa::store(last + v * kLanes, values[v]);
+      memcpy(out + i, last, static_cast<size_t>(count - i) * sizeof(float));
+    }
+  }
+}
+
+// Scales and zero points of one group, for the columns of a block; beyond its last column they are 0.
+struct Group {
+  alignas(64) float scale[kWidest];
+  alignas(64) float zero[kWidest];
+
+  template <class Decoder>
+  void read(const Weight& weight, const Decoder& zero_decoder, int64_t group, int64_t column, int64_t count) {
+    const int64_t padded = (count + kStep - 1) / kStep * kStep;
+    const int64_t first = weight.scale_per_column ? group * weight.N + column : group;
+    const int64_t stored = weight.scale_per_column ? count : 1;
+    to_floats(weight.scale, first, stored, weight.scale_type, scale);
+    if (weight.zero_point) {
+      const int bits = weight.format->bits;
+      decode(zero_decoder, row_at(zero_decoder, weight.zero_point, static_cast<uint64_t>(first), bits), stored, zero);
+    }
+    for (int64_t i = stored; i < padded; ++i) {
+      scale[i] = i < count ? scale[0] : 0;
+      zero[i] = i < count ? zero[0] : 0;
+    }
+  }
+};
+
+template <class Decoder>
+struct Product {
+  const MatMul& job;
+  const Weight& weight = job.weight;
+  const Decoder decoder{*weight.format, weight.packed,
+                        packed_bytes(static_cast<uint64_t>(weight.K * weight.N), weight.format->bits)};
+  const Decoder zero_decoder{*weight.format, weight.zero_point, zero_bytes(weight)};
+  int64_t row = 0, rows = 0, column = 0, columns = 0;
+
+  static uint64_t zero_bytes(const Weight& weight) {
+    const int64_t groups = (weight.K + weight.block - 1) / weight.block;
+    return packed_bytes(static_cast<uint64_t>(groups * (weight.scale_per_column ? weight.N : 1)), weight.format->bits);
+  }
+
+  typename Decoder::Row weight_row(int64_t k) const {
+    return row_at(decoder, weight.packed, static_cast<uint64_t>(k * weight.N + column), weight.format->bits);
+  }
+
+  // Rows of activations from `k` on as float32, in `buffer` where they must be converted: [R, stride].
+  const float* activations(int64_t k, int64_t count, float* buffer, int64_t* stride) const {
+    if (job.type == Float::kFloat32) {
+      *stride = weight.K;
+      return static_cast<const float*>(job.x) + row * weight.K + k;
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      to_floats(job.x, (row + m) * weight.K + k, count, job.type, buffer + m * *stride);
+    }
+    return buffer;
+  }
+
+  // A few rows of activations: what is decoded goes straight into products, S steps of columns at a time.
+  template <int R, int S>
+  void multiply(int64_t k, int64_t count, int64_t at, const float* x, int64_t stride, const Group& group,
+                float* total) const {
+    Vec sum[R][4 * S];
+    for (int m = 0; m < R; ++m) {
+      for (int v = 0; v < 4 * S; ++v) sum[m][v] = Isa::zero();
+    }
+    const int64_t row_bytes = weight.N * weight.format->bits / 8;
+    for (int64_t i = 0; i < count; ++i) {
+      const typename Decoder::Row codes = weight_row(k + i);
+      decoder.prefetch(codes, at, S, kRun * row_bytes);
+      Vec factor[R];
+      for (int m = 0; m < R; ++m) factor[m] = Isa::set1(x[m * stride + i]);
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) {
+        Vec values[4];
+        decoder.step(codes, at + s * kStep, values);
+        // Before the product: a weight that equals its zero point is 0, and stays so.
+        if (weight.zero_point) subtract_zero(group, at + s * kStep, values);
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) {
+#pragma GCC unroll 4
+          for (int m = 0; m < R; ++m) sum[m][4 * s + v] = Isa::fmadd(values[v], factor[m], sum[m][4 * s + v]);
+        }
+      }
+    }
+    for (int m = 0; m < R; ++m) {
+      for (int v = 0; v < 4 * S; ++v) {
+        const int64_t to = at + v * kLanes;
+        float* place = total + m * columns_padded() + to;
+        Isa::store(place, Isa::fmadd(sum[m][v], Isa::load(group.scale + to), Isa::load(place)));
+      }
+    }
+  }
+
+  static void subtract_zero(const Group& group, int64_t at, Vec* values) {
+    for (int v = 0; v < 4; ++v) values[v] = Isa::sub(values[v], Isa::load(group.zero + at + v * kLanes));
+  }
+
+  int64_t columns_padded() const { return (columns + kStep - 1) / kStep * kStep; }
+
+  template <int R>
+  void few_rows() const {
+    Group group;
+    alignas(64) float total[R * kGemvColumns];
+    alignas(64) float buffer[R * kRun];
+    const int64_t padded = columns_padded();
+    memset(total, 0, static_cast<size_t>(R * padded) * sizeof(float));
+    int64_t read = -1;
+    for (int64_t k = 0, count; k < weight.K; k += count) {
+      const int64_t g = k / weight.block;
+      count = smaller(smaller(kRun, weight.K - k), (g + 1) * weight.block - k);
+      if (g != read) group.read(weight, zero_decoder, read = g, column, columns);
+      int64_t stride = kRun;
+      const float* x = activations(k, count, buffer, &stride);
+      constexpr int S = R == 1 ? Isa::kGemvSteps : 1;
+      int64_t at = 0;
+      for (; at + S * kStep <= padded; at += S * kStep) multiply<R, S>(k, count, at, x, stride, group, total);
+      for (; at < padded; at += kStep) multiply<R, 1>(k, count, at, x, stride, group, total);
+    }
+    for (int m = 0; m < R; ++m) write(m, total + m * padded);
+  }
+
+  void write(int64_t m, const float* results) const {
+    from_floats(results, columns, job.type, job.y, (row + m) * weight.N + column);
+  }
+
+  // A tile of R rows x V vectors of results, over `count` decoded rows of weights, [count, kStep].
+  template <int R, int V>
+  static void tile(const float* x, int64_t stride, const float* weights, int64_t count, float* total, int64_t width) {
+    Vec sum[R][V];
+    for (int m = 0; m < R; ++m) {
+      for (int v = 0; v < V; ++v) sum[m][v] = Isa::load(total + m * width + v * kLanes);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      Vec values[V];
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) values[v] = Isa::load(weights + i * kStep + v * kLanes);
+#pragma GCC unroll 8
+      for (int m = 0; m < R; ++m) {
+        const Vec factor = Isa::set1(x[m * stride + i]);
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[m][v] = Isa::fmadd(values[v], factor, sum[m][v]);
+      }
+    }
+    for (int m = 0; m < R; ++m) {
+      for (int v = 0; v < V; ++v) Isa::store(total + m * width + v * kLanes, sum[m][v]);
+    }
+  }
+
+  template <int R>
+  static void tiles(int64_t height, const float* x, int64_t stride, const float* weights, int64_t count, float* total,
+                    int64_t width) {
+    if constexpr (R > 1) {
+      if (height < R) return tiles<R - 1>(height, x, stride, weights, count, total, width);
+    }
+    for (int v = 0; v < 4; v += Isa::kTileVecs) {
+      tile<R, Isa::kTileVecs>(x, stride, weights + v * kLanes, count, total + v * kLanes, width);
+    }
+  }
+
+  // Decoded and scaled rows of one step of columns, [count, kStep].
+  void decode_scaled(int64_t k, int64_t count, int64_t at, const Group& group, float* out) const {
+    Vec scale[4];
+    for (int v = 0; v < 4; ++v) scale[v] = Isa::load(group.scale + at + v * kLanes);
+    const int64_t row_bytes = weight.N * weight.format->bits / 8;
+    for (int64_t i = 0; i < count; ++i) {
+      const typename Decoder::Row codes = weight_row(k + i);
+      decoder.prefetch(codes, at, 1, kTileRun * row_bytes);
+      Vec values[4];
+      decoder.step(codes, at, values);
+      if (weight.zero_point) subtract_zero(group, at, values);
+      for (int v = 0; v < 4; ++v) Isa::store(out + i * kStep + v * kLanes, Isa::mul(values[v], scale[v]));
+    }
+  }
+
+  void many_rows() const {
+    Group group;
+    alignas(64) float total[kMaxResults];
+    alignas(64) float buffer[kMaxRows * kTileRun];
+    alignas(64) float weights[kTileRun * kStep];
+    const int64_t padded = columns_padded();
+    memset(total, 0, static_cast<size_t>(rows * padded) * sizeof(float));
+    const int64_t tile_count = (rows + Isa::kTileRows - 1) / Isa::kTileRows;
+    int64_t read = -1;
+    for (int64_t k = 0, count; k < weight.K; k += count) {
+      const int64_t g = k / weight.block;
+      count = smaller(smaller(kTileRun, weight.K - k), (g + 1) * weight.block - k);
+      if (g != read) group.read(weight, zero_decoder, read = g, column, columns);
+      int64_t stride = kTileRun;
+      const float* x = activations(k, count, buffer, &stride);
+      for (int64_t at = 0; at < padded; at += kStep) {
+        decode_scaled(k, count, at, group, weights);
+        // Rows are shared out evenly: 8 rows are two tiles of 4 rather than one of 6 and one of 2.
+        for (int64_t t = 0; t < tile_count; ++t) {
+          const int64_t top = rows * t / tile_count, below = rows * (t + 1) / tile_count;
+          tiles<Isa::kTileRows>(below - top, x + top * stride, stride, weights, count, total + top * padded + at,
+                                padded);
+        }
+      }
+    }
+    for (int64_t m = 0; m < rows; ++m) write(m, total + m * padded);
+  }
+
+  void run() const {
+    if (rows == 1) return few_rows<1>();
+    if constexpr (Isa::kDirectRows >= 2) {
+      if (rows == 2) return few_rows<2>();
+    }
+    if constexpr (Isa::kDirectRows >= 4) {
+      if (rows == 3) return few_rows<3>();
+      if (rows == 4) return few_rows<4>();
+    }
+    many_rows();
+  }
+};
+
+template <class Decoder>
+void matmul_with(const MatMul& job, int64_t task) {
+  // Blocks that read the same weights follow each other.
+  const int64_t row = task % job.row_blocks() * job.rows, column = task / job.row_blocks() * job.columns;
+  Product<Decoder> product{job};
+  product.row = row;
+  product.rows = smaller(job.rows, job.M - row);
+  product.column = column;
+  product.columns = smaller(job.columns, job.weight.N - column);
+  product.run();
+}
+
+template <class Decoder>
+void dequantize_with(const Dequantize& job, int64_t task) {
+  const int bits = job.format->bits;
+  const uint64_t count = static_cast<uint64_t>(job.outer * job.length * job.inner);
+  const uint64_t scales = job.one_scale ? 1 : static_cast<uint64_t>(job.outer * job.groups() * job.inner);
+  const Decoder decoder{*job.format, job.packed, packed_bytes(count, bits)};
+  const Decoder zero_decoder{*job.format, job.zero_point, packed_bytes(scales, bits)};
+  const int64_t groups = job.groups(), per_outer = job.inner == 1 ? groups : job.length;
+  const int64_t first = task * job.rows, last = smaller(first + job.rows, job.row_count());
+  float values[kWidest], scale[kWidest], zero[kWidest];
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t outer = r / per_outer, at = r % per_outer;
+    const int64_t group = job.inner == 1 ? at : at / job.block;
+    const int64_t start = job.inner == 1 ? outer * job.length + at * job.block : r * job.inner;
+    const int64_t width = job.inner == 1 ? smaller(job.block, job.length - at * job.block) : job.inner;
+    const bool per_element = !job.one_scale && job.inner != 1;
+    for (int64_t done = 0; done < width; done += kWidest) {
+      const int64_t part = smaller(kWidest, width - done);
+      const int64_t scale_at = job.one_scale ? 0 : (outer * groups + group) * job.inner + (per_element ? done : 0);
+      const int64_t stored = per_element ? part : 1;
+      decode(decoder, row_at(decoder, job.packed, static_cast<uint64_t>(start + done), bits), part, values);
+      to_floats(job.scale, scale_at, stored, job.scale_type, scale);
+      if (job.zero_point) {
+        decode(zero_decoder, row_at(zero_decoder, job.zero_point, static_cast<uint64_t>(scale_at), bits), stored, zero);
+        for (int64_t i = 0; i < part; ++i) values[i] -= zero[per_element ? i : 0];
+      }
+      for (int64_t i = 0; i < part; ++i) values[i] *= scale[per_element ? i : 0];
+      from_floats(values, part, job.type, job.y, start + done);
+    }
+  }
+}
+
+// Formats that no decoder of an instruction set takes: one code after another through the table.
+class TableDecoder {
+ public:
+  struct Row {
+    const uint8_t* bytes;
+    int bit;
+  };
+
+  TableDecoder(const Format& format, const uint8_t* packed, uint64_t size)
+      : format_(format), end_(packed + size) {}
+
+  Row row(const uint8_t* bytes, int bit) const { return {bytes, bit}; }
+
+  void prefetch(const Row&, int64_t, int, int64_t) const {}
+
+  void step(const Row& row, int64_t column, Vec* out) const {
+    alignas(64) float values[kStep];
+    const uint32_t mask = (1u << format_.bits) - 1;
+    for (int i = 0; i < kStep; ++i) {
+      const int64_t bit = row.bit + (column + i) * format_.bits;
+      const uint8_t* at = row.bytes + bit / 8;
+      const uint32_t low = at < end_ ? at[0] : 0, high = at + 1 < end_ ? at[1] : 0;
+      values[i] = format_.values[(low | high << 8) >> (bit % 8) & mask];
+    }
+    for (int v = 0; v < 4; ++v) out[v] = Isa::load(values + v * kLanes);
+  }
+
+ private:
+  const Format& format_;
+  const uint8_t* end_;
+};

@@ -1,0 +1,29 @@
+// Shapes of results, before anything runs.
+#include "operator.h"
+
+namespace onnxq {
+
+OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context) {
+  const Operator& op = *static_cast<const Operator*>(custom);
+  const Api api = global_api();
+  Shape weight, result;
+  const char* names[Shape::kMaxRank] = {};
+  // What is wrong is said when the kernel is made, with the name of the node.
+  if (!api.inferred_attribute(context, "shape", &weight)) return nullptr;
+  ElementType type = op.type;
+  if (op.family == Family::kDequantize) {
+    result = weight;
+  } else {
+    OrtStatus* status = api.inferred_input(context, 0, &result, names, &type);
+    if (status || result.rank == 0 || weight.rank != 2) {
+      api.ignore(status);
+      return nullptr;
+    }
+    result.dims[result.rank - 1] = weight.dims[1];
+    names[result.rank - 1] = "";
+  }
+  for (const char*& name : names) name = name ? name : "";
+  return api.set_inferred_output(context, result, names, type);
+}
+
+}  // namespace onnxq

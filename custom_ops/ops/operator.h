@@ -1,0 +1,69 @@
+// An operator of the domain `onnxq` as onnxruntime sees it, and its kernel.
+#pragma once
+
+#include "../cpu/kernels.h"
+#include "../ort/api.h"
+
+namespace onnxq {
+
+enum class Family : uint8_t { kMatMul, kDequantize };
+
+// One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]) or
+// Dequantize<F>(packed, scale[, zero_point]).
+struct Operator : OrtCustomOp {
+  static constexpr size_t kMaxName = 40;
+
+  char name[kMaxName];
+  Family family;
+  bool asymmetric;  // has zero points
+  ElementType type;
+  const Format* format;
+
+  size_t packed_index() const { return family == Family::kMatMul ? 1 : 0; }
+  size_t input_count() const { return packed_index() + (asymmetric ? 3 : 2); }
+};
+
+// onnxruntime's functions for callbacks that are not given them; set once.
+Api global_api();
+
+// What a node states about its weight, and what runs it.
+struct Kernel {
+  Api api;
+  const Operator* op;
+  Shape shape;         // of the weight
+  int64_t axis = 0;    // along which scales change
+  int64_t block_size;  // neighbours along it that share a scale
+  const Kernels* cpu;
+  char node[128];
+
+  // An error that begins with the operator and the node.
+  OrtStatus* invalid(const char* format, ...) const
+#if defined(__GNUC__)
+      __attribute__((format(printf, 2, 3)))
+#endif
+      ;
+};
+
+// Codes, scales and zero points, checked against each other.
+struct Inputs {
+  const uint8_t* packed = nullptr;
+  const void* scale = nullptr;
+  Float scale_type = Float::kFloat32;
+  bool scale_per_column = true;
+  const uint8_t* zero_point = nullptr;
+};
+
+// Null where onnxruntime's type is none of ours.
+const Float* float_type(ElementType type);
+const char* type_name(ElementType type);
+
+OrtStatus* create_kernel(const OrtCustomOp* op, OrtApi api, const OrtKernelInfo* info, void** kernel);
+OrtStatus* compute(void* kernel, OrtKernelContext* context);
+void destroy_kernel(void* kernel);
+OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context);
+
+OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* inputs);
+OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context);
+OrtStatus* compute_dequantize(const Kernel& kernel, OrtKernelContext* context);
+
+}  // namespace onnxq
