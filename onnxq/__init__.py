@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
     from onnxq.runtime.generate import generate
+    from onnxq.runtime.native import register
     from onnxq.runtime.session import session
 
     __version__: str
@@ -32,6 +33,7 @@ __all__ = [
     "plan",
     "quantize",
     "quantize_proto",
+    "register",
     "session",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "plan": "api",
     "quantize": "api",
     "quantize_proto": "api",
+    "register": "runtime.native",
     "session": "runtime.session",
 }
 

@@ -12,6 +12,9 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   if (!api.inferred_attribute(context, "shape", &weight)) return nullptr;
   ElementType type = op.type;
   if (op.family == Family::kDequantize) {
+    // No input has the type of the result: the attribute decides which kernel onnxruntime takes.
+    int64_t dtype = 0;
+    if (api.inferred_attribute(context, "dtype", &dtype)) type = static_cast<ElementType>(dtype);
     result = weight;
   } else {
     OrtStatus* status = api.inferred_input(context, 0, &result, names, &type);

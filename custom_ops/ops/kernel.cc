@@ -66,7 +66,11 @@ OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel) {
                            static_cast<long long>(dtype), type_name(kernel->op->type),
                            static_cast<int>(kernel->op->type));
   }
-  return check_shape(*kernel);
+  ONNXQ_RETURN_IF_ERROR(check_shape(*kernel));
+  // A longer block means the same, and sums with it could overflow.
+  const int64_t length = kernel->shape.dims[kernel->axis];
+  if (kernel->block_size > length) kernel->block_size = length > 0 ? length : 1;
+  return nullptr;
 }
 
 // Groups of scales: the shape of the weight with the axis in blocks.

@@ -16,6 +16,9 @@ namespace {
 constexpr char kDomain[] = "onnxq";
 // Set in the options of a session that has the operators: onnxruntime fails later on a domain that is there twice.
 constexpr char kRegistered[] = "onnxq.native";
+// Asks for Dequantize operators too. Without them onnxruntime folds the function to a float weight when it loads; it
+// never folds a kernel, so with them memory stays small and every run pays for decoding.
+constexpr char kWithDequantize[] = "onnxq.native.dequantize";
 
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
@@ -104,17 +107,20 @@ struct Operators {
 constexpr Operators kOperators;
 
 std::atomic<OrtApi> g_table{nullptr};
-std::atomic<OrtCustomOpDomain*> g_domain{nullptr};
+std::atomic<OrtCustomOpDomain*> g_domains[2] = {};  // without and with Dequantize operators
 
-// The domain with all operators. It outlives every session, so it is never released; all sessions share it.
-OrtStatus* get_domain(const Api& api, OrtCustomOpDomain** domain) {
-  *domain = g_domain.load();
+// A domain outlives every session, so it is never released; all sessions share it.
+OrtStatus* get_domain(const Api& api, bool with_dequantize, OrtCustomOpDomain** domain) {
+  std::atomic<OrtCustomOpDomain*>& kept = g_domains[with_dequantize];
+  *domain = kept.load();
   if (*domain) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.create_domain(kDomain, domain));
-  for (const Operator& op : kOperators.each) ONNXQ_RETURN_IF_ERROR(api.add_operator(*domain, &op));
+  for (const Operator& op : kOperators.each) {
+    if (op.family == Family::kMatMul || with_dequantize) ONNXQ_RETURN_IF_ERROR(api.add_operator(*domain, &op));
+  }
   OrtCustomOpDomain* none = nullptr;
   // Where two threads made one at the same time, the second stays unused.
-  if (!g_domain.compare_exchange_strong(none, *domain)) *domain = none;
+  if (!kept.compare_exchange_strong(none, *domain)) *domain = none;
   return nullptr;
 }
 
@@ -140,11 +146,12 @@ ONNXQ_EXPORT onnxq::OrtStatus* RegisterCustomOps(onnxq::OrtSessionOptions* optio
   if (!g_table.compare_exchange_strong(known, table) && known != table) {
     return api.error(ErrorCode::kFail, "this copy of onnxq's library already serves another onnxruntime");
   }
-  int registered = 0;
+  int registered = 0, with_dequantize = 0;
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kRegistered, &registered));
   if (registered) return nullptr;
+  ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kWithDequantize, &with_dequantize));
   OrtCustomOpDomain* domain = nullptr;
-  ONNXQ_RETURN_IF_ERROR(get_domain(api, &domain));
+  ONNXQ_RETURN_IF_ERROR(get_domain(api, with_dequantize != 0, &domain));
   ONNXQ_RETURN_IF_ERROR(api.add_domain(options, domain));
   return api.add_entry(options, kRegistered, "1");
 }

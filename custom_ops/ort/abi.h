@@ -35,7 +35,7 @@ enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
 enum Characteristic : int { kRequired = 0 };
 enum MemoryType : int { kMemoryDefault = 0 };
-enum AttributeType : int { kAttributeInts = 2 };
+enum AttributeType : int { kAttributeInt = 1, kAttributeInts = 2 };
 
 // Members of OrtCustomOp up to version 17. Those without a comment are called for every operator; the first one of a
 // pair that ends in V2 is called only where the second is missing.

@@ -131,18 +131,29 @@ OrtStatus* Api::inferred_input(const OrtShapeInferContext* context, size_t index
       info, names, shape->rank);
 }
 
-bool Api::inferred_attribute(const OrtShapeInferContext* context, const char* name, Shape* value) const {
+bool Api::read_inferred(const OrtShapeInferContext* context, const char* name, AttributeType type, void* value,
+                        size_t* bytes) const {
   const OrtOpAttr* attribute = nullptr;
   OrtStatus* status = function<OrtStatus* (*)(const OrtShapeInferContext*, const char*, const OrtOpAttr**)>(
       kShapeInferContextGetAttribute)(context, name, &attribute);
   if (!status) {
-    size_t bytes = 0;
     status = function<OrtStatus* (*)(const OrtOpAttr*, int, void*, size_t, size_t*)>(kReadOpAttr)(
-        attribute, kAttributeInts, value->dims, sizeof value->dims, &bytes);
-    value->rank = bytes / sizeof(int64_t);
+        attribute, type, value, *bytes, bytes);
   }
   ignore(status);
   return status == nullptr;
+}
+
+bool Api::inferred_attribute(const OrtShapeInferContext* context, const char* name, Shape* value) const {
+  size_t bytes = sizeof value->dims;
+  const bool there = read_inferred(context, name, kAttributeInts, value->dims, &bytes);
+  value->rank = bytes / sizeof(int64_t);
+  return there;
+}
+
+bool Api::inferred_attribute(const OrtShapeInferContext* context, const char* name, int64_t* value) const {
+  size_t bytes = sizeof *value;
+  return read_inferred(context, name, kAttributeInt, value, &bytes);
 }
 
 OrtStatus* Api::set_inferred_output(OrtShapeInferContext* context, const Shape& shape, const char** names,

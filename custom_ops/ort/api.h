@@ -62,6 +62,7 @@ class Api {
   OrtStatus* inferred_input(const OrtShapeInferContext* context, size_t index, Shape* shape, const char** names,
                             ElementType* type) const;
   bool inferred_attribute(const OrtShapeInferContext* context, const char* name, Shape* value) const;
+  bool inferred_attribute(const OrtShapeInferContext* context, const char* name, int64_t* value) const;
   OrtStatus* set_inferred_output(OrtShapeInferContext* context, const Shape& shape, const char** names,
                                  ElementType type) const;
 
@@ -71,6 +72,8 @@ class Api {
     return reinterpret_cast<Function>(table_[slot]);
   }
 
+  bool read_inferred(const OrtShapeInferContext* context, const char* name, AttributeType type, void* value,
+                     size_t* bytes) const;
   OrtStatus* read_shape(const OrtTensorTypeAndShapeInfo* info, Shape* shape, ElementType* type) const;
 
   OrtApi table_ = nullptr;

@@ -192,6 +192,8 @@ def _how(evaluation: "Evaluation") -> str:
             f"{kind.bits}-bit kernel" + (", activations rounded to int8" if kind.accuracy_level == 4 else "")
             for kind in way.fused
         )
+    if way.native:
+        return "onnxq's kernel, on packed weights"
     if way.functions:
         return "unpacked to float at load"
     return "dequantized in every run" if way.dequantized else "as exported"

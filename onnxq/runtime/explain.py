@@ -1,4 +1,4 @@
-"""How the weights of a model run in unmodified onnxruntime on the CPU, told from the graph without running it."""
+"""How the weights of a model run in a session on the CPU, told from the graph without running it."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
 from onnxq.passes.fusion import constant, fused_bits, integer_product, is_op, weight_of
+from onnxq.runtime.native import native_library
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4
@@ -32,14 +33,16 @@ class Execution:
 
     Attributes:
         fused: `MatMulNBits`, written in the model or made by onnxruntime from `DequantizeLinear` and `MatMul`.
-        functions: nodes of the `onnxq` domain by operator, without those that only prepare scales for another: the
-            function in the model runs, and onnxruntime folds it to float weights when it loads.
+        native: nodes of the `onnxq` domain that run in onnxq's own kernels, on the packed weight, by operator.
+        functions: other nodes of the `onnxq` domain by operator, without those that only prepare scales for another:
+            the function in the model runs, and onnxruntime folds it to float weights when it loads.
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
     """
 
     fused: tuple[FusedMatMuls, ...] = ()
+    native: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     dequantized: int = 0
     integer: int = 0
@@ -56,6 +59,7 @@ class Execution:
         for kind in self.fused:
             how = "activations rounded to int8" if kind.accuracy_level == INT8_ACTIVATIONS else "float activations"
             lines.append(f"{kind.count} fused {kind.bits}-bit matmuls at accuracy level {kind.accuracy_level} ({how})")
+        lines += [f"{count} onnxq {name} in a native kernel, on packed weights" for name, count in self.native.items()]
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
         if self.dequantized:
             lines.append(f"{self.dequantized} weights dequantized to float in every run")
@@ -71,6 +75,7 @@ class Execution:
             "fused": [
                 {"bits": kind.bits, "accuracy_level": kind.accuracy_level, "count": kind.count} for kind in self.fused
             ],
+            "native": dict(self.native),
             "functions": dict(self.functions),
             "dequantized": self.dequantized,
             "integer": self.integer,
@@ -78,13 +83,15 @@ class Execution:
         }
 
 
-def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -> Execution:
-    """Tell how the weights of a model run in unmodified onnxruntime on the CPU.
+def execution(model: Model | str | Path, *, accuracy_level: int | None = None, native: bool = True) -> Execution:
+    """Tell how the weights of a model run on the CPU in a session that `onnxq.session` makes.
 
     Args:
         model: a loaded model, or the path of one.
         accuracy_level: what the session is given; onnxruntime's default is 4. It does not change `MatMulNBits` nodes
             that stand in the file, which carry their own level.
+        native: as in `onnxq.session`: onnxq's own kernels run where the library is there; False tells how unmodified
+            onnxruntime runs the model.
 
     Returns:
         The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out. Where the
@@ -96,9 +103,11 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -
     fused: Counter[tuple[int, int]] = Counter()
     ways: Counter[str] = Counter()
     functions: Counter[str] = Counter()
+    kernels: Counter[str] = Counter()
+    has_kernel = _with_kernels() if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq":
-            functions[node.op_type] += not _is_part(node)
+            (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
             fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
         elif bits := fused_bits(node):
@@ -106,7 +115,12 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None) -
         else:
             ways.update(_way(node))
     kinds = (FusedMatMuls(bits, at, count) for (bits, at), count in sorted(fused.items()))
-    return Execution(tuple(kinds), dict(sorted((+functions).items())), **ways)
+    return Execution(tuple(kinds), dict(sorted((+kernels).items())), dict(sorted((+functions).items())), **ways)
+
+
+def _with_kernels() -> frozenset[str]:
+    """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
+    return frozenset(name for name in native_library().operators if name.startswith("MatMul"))
 
 
 def _is_part(node: ir.Node) -> bool:

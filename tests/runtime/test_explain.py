@@ -279,9 +279,29 @@ def test_onnxq_functions_are_counted_and_onnxruntime_folds_them_to_float(model_o
         w=array("uint8", (64, 32)),
         s=array("float32", (32,)),
     )
-    told = execution(from_proto(model))
+    told = execution(from_proto(model), native=False)
     assert told == Execution(functions={"MatMulFP6E3M2": 1})
     assert optimized(model)[0] == {"MatMul": 1}
+
+
+def test_operators_that_the_library_has_are_native_and_others_stay_functions(model_of, monkeypatch, tmp_path):
+    model = model_of(
+        """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
+        g (float[B,64] x) => (float[B,32] z) { d = onnxq.DequantizeFP6E3M2(w, s) y = MatMul(x, d)
+            z = onnxq.MatMulFP6E3M2(y, w, s) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        DequantizeFP6E3M2 (w, s) => (d) { f = CastLike(w, s) d = Mul(f, s) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        MatMulFP6E3M2 (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }""",
+        w=array("uint8", (64, 32)),
+        s=array("float32", (32,)),
+    )
+    told = execution(from_proto(model))
+    assert (told.native, told.functions) == ({"MatMulFP6E3M2": 1}, {"DequantizeFP6E3M2": 1})
+    assert told.sentences()[0] == "1 onnxq MatMulFP6E3M2 in a native kernel, on packed weights"
+    monkeypatch.setenv("ONNXQ_NATIVE_LIBRARY", str(tmp_path / "none.so"))
+    told = execution(from_proto(model))
+    assert (told.native, told.functions) == ({}, {"DequantizeFP6E3M2": 1, "MatMulFP6E3M2": 1})
 
 
 def test_an_operator_that_only_makes_scales_for_another_is_not_counted(model_of):
@@ -295,7 +315,8 @@ def test_an_operator_that_only_makes_scales_for_another_is_not_counted(model_of)
         w=array("uint8", (64, 32)),
         s=array("float32", (32,)),
     )
-    assert execution(from_proto(model)).functions == {"MatMulFP4E2M1": 1}
+    assert execution(from_proto(model), native=False).functions == {"MatMulFP4E2M1": 1}
+    assert execution(from_proto(model)).native == {"MatMulFP4E2M1": 1}
 
 
 @pytest.mark.parametrize(
@@ -370,6 +391,7 @@ def test_sentences_and_dict_say_the_same(model_of):
     assert told.sentences() == ["1 fused 4-bit matmuls at accuracy level 4 (activations rounded to int8)"]
     assert told.to_dict() == {
         "fused": [{"bits": 4, "accuracy_level": 4, "count": 1}],
+        "native": {},
         "functions": {},
         "dequantized": 0,
         "integer": 0,
