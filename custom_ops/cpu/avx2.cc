@@ -13,7 +13,7 @@ struct Isa {
   static constexpr int kLanes = 8;
   static constexpr int kStep = 4 * kLanes;
   static constexpr int kGemvSteps = 2;
-  static constexpr int kDirectRows = 2;
+  static constexpr int kFewRows = 2;
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 2;
   using Vec = __m256;
@@ -25,6 +25,7 @@ struct Isa {
   static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
+  static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Vec load_half(const uint16_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
@@ -35,9 +36,10 @@ struct Isa {
 
 #include "kernels.inl"
 
-// Loads the 16 bytes from `at` on, or those that are left before `end`.
-inline __m256i load_bytes(const uint8_t* at, const uint8_t* end) {
-  if (__builtin_expect(end - at >= 16, 1)) {
+// Loads the 16 bytes from `at` on, or where not Reach those that are left before `end`.
+template <bool Reach>
+__m256i load_bytes(const uint8_t* at, const uint8_t* end) {
+  if (Reach || end - at >= 16) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
   }
   alignas(16) uint8_t last[16] = {};
@@ -81,6 +83,7 @@ template <class Derived>
 class LaneDecoder {
  public:
   using Row = LaneRow;
+  static constexpr bool kReaches = true;
 
   LaneDecoder(const Format& format, const uint8_t* packed, uint64_t size)
       : spread_(kSpreads[format.bits - 2]), bits_(format.bits), end_(packed + size) {}
@@ -89,17 +92,11 @@ class LaneDecoder {
     return {bytes, load_256(spread_.gather[bit]), load_256(spread_.factor[bit])};
   }
 
-  void prefetch(const Row& row, int64_t column, int steps, int64_t ahead) const {
-    const uint8_t* from = row.bytes + column / 8 * bits_ + ahead;
-    for (int64_t at = 0; at < steps * 4 * bits_; at += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
-    }
-  }
-
+  template <bool Reach>
   void step(const Row& row, int64_t column, Vec* out) const {
     const uint8_t* at = row.bytes + column / 8 * bits_;
     for (int half = 0; half < 2; ++half) {
-      const __m256i bytes = load_bytes(at + half * 2 * bits_, end_);
+      const __m256i bytes = load_bytes<Reach>(at + half * 2 * bits_, end_);
       const __m256i lanes = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, row.gather), row.factor);
       static_cast<const Derived*>(this)->values(lanes, out + 2 * half);
     }
@@ -204,7 +201,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   choose(*job.format, [&](auto use) { dequantize_with<typename decltype(use)::type>(job, task); });
 }
 
-constexpr Kernels kKernels{"avx2", kStep, kGemvColumns, matmul, dequantize};
+constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize};
 
 }  // namespace
 

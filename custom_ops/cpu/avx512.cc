@@ -12,9 +12,10 @@ namespace {
 #include "avx512_vec.inl"
 #include "kernels.inl"
 
-// Loads the 16 bytes from `at` on, or those that are left before `end`.
-inline __m128i load_bytes(const uint8_t* at, const uint8_t* end) {
-  if (__builtin_expect(end - at >= 16, 1)) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
+// Loads the 16 bytes from `at` on, or where not Reach those that are left before `end`.
+template <bool Reach>
+__m128i load_bytes(const uint8_t* at, const uint8_t* end) {
+  if (Reach || end - at >= 16) return _mm_loadu_si128(reinterpret_cast<const __m128i*>(at));
   return _mm_maskz_loadu_epi8(static_cast<__mmask16>(at < end ? 0xffffu >> (16 - (end - at)) : 0), at);
 }
 
@@ -46,6 +47,8 @@ alignas(64) constexpr Spread kSpreads[] = {Spread::make(2), Spread::make(3), Spr
 template <int Bits>
 class LaneDecoder {
  public:
+  static constexpr bool kReaches = true;
+
   struct Row {
     const uint8_t* bytes;
     __m512i gather, shift;
@@ -66,14 +69,11 @@ class LaneDecoder {
     return {bytes, _mm512_load_si512(spread_.gather[bit]), _mm512_load_si512(spread_.shift[bit])};
   }
 
-  void prefetch(const Row& row, int64_t column, int steps, int64_t ahead) const {
-    prefetch_lines(row.bytes + column / 8 * bits_ + ahead, steps * 8 * bits_);
-  }
-
+  template <bool Reach>
   void step(const Row& row, int64_t column, Vec* out) const {
     const uint8_t* at = row.bytes + column / 8 * bits_;
     for (int v = 0; v < 4; ++v) {
-      const __m512i bytes = _mm512_broadcast_i32x4(load_bytes(at + v * 2 * bits_, end_));
+      const __m512i bytes = _mm512_broadcast_i32x4(load_bytes<Reach>(at + v * 2 * bits_, end_));
       out[v] = value(_mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, row.gather), row.shift));
     }
   }
@@ -116,7 +116,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512", kStep, kGemvColumns, matmul, dequantize};
+constexpr Kernels kKernels{"avx512", kStep, Isa::kFewRows, matmul, finish, dequantize};
 
 }  // namespace
 

@@ -4,7 +4,7 @@ struct Isa {
   static constexpr int kLanes = 16;
   static constexpr int kStep = 4 * kLanes;
   static constexpr int kGemvSteps = 4;
-  static constexpr int kDirectRows = 4;
+  static constexpr int kFewRows = 4;
   static constexpr int kTileRows = 6;
   static constexpr int kTileVecs = 4;
   using Vec = __m512;
@@ -16,6 +16,7 @@ struct Isa {
   static Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
   static Vec fmadd(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+  static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Vec load_half(const uint16_t* from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
@@ -23,9 +24,3 @@ struct Isa {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
   }
 };
-
-// Lines of the same columns in a row further down: weights come from memory once, and rows lie too far apart for a CPU
-// to guess the next.
-inline void prefetch_lines(const uint8_t* from, int64_t bytes) {
-  for (int64_t at = 0; at < bytes; at += 64) _mm_prefetch(reinterpret_cast<const char*>(from + at), _MM_HINT_T0);
-}

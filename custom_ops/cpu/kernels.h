@@ -24,17 +24,26 @@ struct Weight {
   const uint8_t* zero_point;  // packed codes in the order of the scales, or null
 };
 
-// y [M, N] = x [M, K] @ weight, in blocks of `rows` x `columns` results; one task makes one block.
+// y [M, N] = x [M, K] @ weight.
+//
+// A few rows of x cost as much as reading the weight, and memory is fastest where a thread reads one long stretch: a task
+// then makes the sums of `part_rows` rows of the weight, and once all parts of some columns are there, `finish` adds
+// them up. Where there are more rows of x, a task makes `rows` x `columns` results from all rows of the weight.
 struct MatMul {
   Weight weight;
   const void* x;
   void* y;
   Float type;
   int64_t M;
-  int64_t rows, columns;
+  int64_t columns;    // of a block, a multiple of Kernels::step
+  int64_t rows;       // of a block, where there are no parts
+  int64_t parts;      // 0 where tasks make results
+  int64_t part_rows;  // of the weight
+  float* sums;        // [parts, M, N]
 
-  int64_t row_blocks() const { return (M + rows - 1) / rows; }
-  int64_t tasks() const { return row_blocks() * ((weight.N + columns - 1) / columns); }
+  int64_t column_blocks() const { return (weight.N + columns - 1) / columns; }
+  int64_t row_blocks() const { return parts ? 1 : (M + rows - 1) / rows; }
+  int64_t tasks() const { return (parts ? parts : row_blocks()) * column_blocks(); }
 };
 
 // A tensor of dims [outer, length, inner], with scales for blocks along `length`; a task makes `rows` of its rows: rows
@@ -58,14 +67,16 @@ struct Dequantize {
 
 struct Kernels {
   const char* name;
-  int64_t step;         // columns that are decoded together: blocks of columns are multiples of it
-  int64_t max_columns;  // of a block
+  int64_t step;      // columns that are decoded together: blocks of columns are multiples of it
+  int64_t few_rows;  // up to so many rows of x are multiplied in parts
   void (*matmul)(const MatMul&, int64_t task);
+  void (*finish)(const MatMul&, int64_t column_block);
   void (*dequantize)(const Dequantize&, int64_t task);
 };
 
-constexpr int64_t kMaxRows = 128;            // of a block of results
-constexpr int64_t kMaxResults = 128 * 128;  // of a block of more than one row
+constexpr int64_t kMaxColumns = 4096;       // of a block
+constexpr int64_t kMaxRows = 128;           // of a block of results
+constexpr int64_t kMaxResults = 128 * 128;  // of a block of results
 
 // From the fastest to plain C++. Null where this build has none.
 extern const Kernels* const kVbmiKernels;

@@ -1,13 +1,21 @@
 // The kernels, in terms of an instruction set `Isa` and its decoders; each instruction set includes this file once,
 // inside an anonymous namespace, so that no function compiled for one CPU can stand in for that of another.
 //
-// A decoder turns `Isa::kStep` codes that lie side by side in a row into four vectors of float32, in order. It never
-// reads beyond `end`, and codes past the end of a row may come from the next: nobody looks at their results.
+// A decoder turns `Isa::kStep` codes that lie side by side in a row into four vectors of float32, in order. Codes past
+// the end of a row may come from the next: nobody looks at their results. `step<false>` never reads beyond the packed
+// bytes; `step<true>` may read kReach bytes from its first on, so that its caller must know that they are there.
+
+#if defined(_MSC_VER)
+#define ONNXQ_NOINLINE __declspec(noinline)
+#else
+#define ONNXQ_NOINLINE __attribute__((noinline))  // loops of their own keep more in registers
+#endif
+
+constexpr int64_t kReach = 64;
 
 constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
 constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
-constexpr int64_t kGemvColumns = 1024;
-constexpr int64_t kWidest = 2048;  // columns of any block, and elements that are dequantized at once
+constexpr int64_t kWidest = kMaxColumns;  // elements that are dequantized at once
 
 using Vec = Isa::Vec;
 constexpr int kLanes = Isa::kLanes;
@@ -47,16 +55,20 @@ inline void from_floats(const float* in, int64_t count, Float type, void* to, in
 
 // Where the codes of a stream, or of a row of it, begin.
 template <class Decoder>
-typename Decoder::Row row_at(const Decoder& decoder, const uint8_t* packed, uint64_t code, int bits) {
-  const uint64_t bit = code * static_cast<uint64_t>(bits);
+typename Decoder::Row row_at_bit(const Decoder& decoder, const uint8_t* packed, uint64_t bit) {
   return decoder.row(packed + bit / 8, static_cast<int>(bit % 8));
+}
+
+template <class Decoder>
+typename Decoder::Row row_at(const Decoder& decoder, const uint8_t* packed, uint64_t code, int bits) {
+  return row_at_bit(decoder, packed, code * static_cast<uint64_t>(bits));
 }
 
 template <class Decoder>
 void decode(const Decoder& decoder, const typename Decoder::Row& row, int64_t count, float* out) {
   Vec values[4];
   for (int64_t i = 0; i < count; i += kStep) {
-    decoder.step(row, i, values);
+    decoder.template step<false>(row, i, values);
     if (i + kStep <= count) {
       for (int v = 0; v < 4; ++v) Isa::store(out + i + v * kLanes, values[v]);
     } else {
@@ -67,26 +79,56 @@ void decode(const Decoder& decoder, const typename Decoder::Row& row, int64_t co
   }
 }
 
-// Scales and zero points of one group, for the columns of a block; beyond its last column they are 0.
+// Scales and zero points of one group, for the columns of a block; beyond its last column they are anything finite.
 struct Group {
-  alignas(64) float scale[kWidest];
-  alignas(64) float zero[kWidest];
+  const float* scale;
+  alignas(64) float scale_buffer[kMaxColumns];
+  alignas(64) float zero[kMaxColumns];
 
   template <class Decoder>
   void read(const Weight& weight, const Decoder& zero_decoder, int64_t group, int64_t column, int64_t count) {
     const int64_t padded = (count + kStep - 1) / kStep * kStep;
     const int64_t first = weight.scale_per_column ? group * weight.N + column : group;
     const int64_t stored = weight.scale_per_column ? count : 1;
-    to_floats(weight.scale, first, stored, weight.scale_type, scale);
-    if (weight.zero_point) {
-      const int bits = weight.format->bits;
-      decode(zero_decoder, row_at(zero_decoder, weight.zero_point, static_cast<uint64_t>(first), bits), stored, zero);
+    if (weight.scale_type == Float::kFloat32 && stored == padded) {
+      scale = static_cast<const float*>(weight.scale) + first;
+    } else {
+      to_floats(weight.scale, first, stored, weight.scale_type, scale_buffer);
+      for (int64_t i = stored; i < padded; ++i) scale_buffer[i] = scale_buffer[0];
+      scale = scale_buffer;
     }
-    for (int64_t i = stored; i < padded; ++i) {
-      scale[i] = i < count ? scale[0] : 0;
-      zero[i] = i < count ? zero[0] : 0;
+    if (!weight.zero_point) return;
+    const int bits = weight.format->bits;
+    decode(zero_decoder, row_at(zero_decoder, weight.zero_point, static_cast<uint64_t>(first), bits), stored, zero);
+    for (int64_t i = stored; i < padded; ++i) zero[i] = zero[0];
+  }
+};
+
+// Asks for weights some time before they are used, in the order in which they lie in memory: what a CPU itself fetches
+// ahead follows such a stream, and that is twice as fast as asking for the same columns in the rows further down.
+class Ahead {
+ public:
+  // The columns of `rows` rows, each `width` bytes of `stride`; none where `from` is null.
+  Ahead(const uint8_t* from, int64_t width, int64_t stride)
+      : at_(from), end_(from + (width < stride ? width : INT64_MAX / 2)), skip_(stride - width), stride_(stride) {}
+
+  // As many bytes as the caller is about to use, at most 192.
+  void next(int64_t bytes) {
+    if (!at_) return;
+    Isa::prefetch(at_);
+    if (bytes > 64) Isa::prefetch(at_ + 64);
+    if (bytes > 128) Isa::prefetch(at_ + 128);
+    at_ += bytes;
+    if (at_ >= end_) {
+      at_ = end_ + skip_;
+      end_ += stride_;
     }
   }
+
+ private:
+  const uint8_t* at_;
+  const uint8_t* end_;
+  int64_t skip_, stride_;
 };
 
 template <class Decoder>
@@ -103,8 +145,17 @@ struct Product {
     return packed_bytes(static_cast<uint64_t>(groups * (weight.scale_per_column ? weight.N : 1)), weight.format->bits);
   }
 
-  typename Decoder::Row weight_row(int64_t k) const {
-    return row_at(decoder, weight.packed, static_cast<uint64_t>(k * weight.N + column), weight.format->bits);
+  // The first bit of this block's columns in row `k`.
+  uint64_t weight_bit(int64_t k) const {
+    return static_cast<uint64_t>(k * weight.N + column) * static_cast<uint64_t>(weight.format->bits);
+  }
+
+  uint64_t row_bits() const { return static_cast<uint64_t>(weight.N * weight.format->bits); }
+
+  // Whether all steps up to that at column `last` may be taken without care in row `k` and those before it.
+  bool safe(int64_t k, int64_t last) const {
+    const uint64_t from = weight_bit(k) / 8 + static_cast<uint64_t>(last / 8 * weight.format->bits);
+    return from + kReach <= packed_bytes(static_cast<uint64_t>(weight.K * weight.N), weight.format->bits);
   }
 
   // Rows of activations from `k` on as float32, in `buffer` where they must be converted: [R, stride].
@@ -119,26 +170,56 @@ struct Product {
     return buffer;
   }
 
+  // What a loop over rows of weights has to mind.
+  enum class Mind { kNothing, kZeroPoints, kZeroPointsAndEnd };
+
+  Mind what_to_mind(int64_t last_row, int64_t last_column) const {
+    if (!Decoder::kReaches || !safe(last_row, last_column)) return Mind::kZeroPointsAndEnd;
+    return weight.zero_point ? Mind::kZeroPoints : Mind::kNothing;
+  }
+
+  template <Mind M>
+  void decode_step(const typename Decoder::Row& codes, int64_t at, const Group& group, Vec* values) const {
+    decoder.template step<M != Mind::kZeroPointsAndEnd>(codes, at, values);
+    // Before the product: a weight that equals its zero point is 0, and stays so.
+    if (M != Mind::kNothing && (M == Mind::kZeroPoints || weight.zero_point)) subtract_zero(group, at, values);
+  }
+
+  // The columns of this block from row `k` on; nothing where that is the end of what this task reads.
+  Ahead ahead(int64_t k, int64_t end) const {
+    const int64_t bits = weight.format->bits;
+    if (k >= end) return {nullptr, 0, 1};
+    return {weight.packed + weight_bit(k) / 8, columns == weight.N ? weight.N * bits / 8 : (columns * bits + 7) / 8,
+            weight.N * bits / 8};
+  }
+
+  // Bytes of S steps of columns.
+  template <int S>
+  int64_t step_bytes() const {
+    return S * kStep / 8 * weight.format->bits;
+  }
+
   // A few rows of activations: what is decoded goes straight into products, S steps of columns at a time.
-  template <int R, int S>
-  void multiply(int64_t k, int64_t count, int64_t at, const float* x, int64_t stride, const Group& group,
-                float* total) const {
+  template <int R, int S, Mind M>
+  ONNXQ_NOINLINE void multiply(int64_t k, int64_t count, int64_t at, const float* x, int64_t stride,
+                               const Group& group, Ahead* ahead, float* total) const {
     Vec sum[R][4 * S];
     for (int m = 0; m < R; ++m) {
       for (int v = 0; v < 4 * S; ++v) sum[m][v] = Isa::zero();
     }
-    const int64_t row_bytes = weight.N * weight.format->bits / 8;
-    for (int64_t i = 0; i < count; ++i) {
-      const typename Decoder::Row codes = weight_row(k + i);
-      decoder.prefetch(codes, at, S, kRun * row_bytes);
+    const uint64_t width = row_bits();
+    const int64_t each = step_bytes<S>();
+    Ahead next = *ahead;
+    uint64_t bit = weight_bit(k);
+    for (int64_t i = 0; i < count; ++i, bit += width) {
+      const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
+      next.next(each);
       Vec factor[R];
       for (int m = 0; m < R; ++m) factor[m] = Isa::set1(x[m * stride + i]);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         Vec values[4];
-        decoder.step(codes, at + s * kStep, values);
-        // Before the product: a weight that equals its zero point is 0, and stays so.
-        if (weight.zero_point) subtract_zero(group, at + s * kStep, values);
+        decode_step<M>(codes, at + s * kStep, group, values);
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
 #pragma GCC unroll 4
@@ -146,13 +227,25 @@ struct Product {
         }
       }
     }
+    *ahead = next;
+    const int64_t padded = columns_padded();
     for (int m = 0; m < R; ++m) {
       for (int v = 0; v < 4 * S; ++v) {
-        const int64_t to = at + v * kLanes;
-        float* place = total + m * columns_padded() + to;
-        Isa::store(place, Isa::fmadd(sum[m][v], Isa::load(group.scale + to), Isa::load(place)));
+        float* place = total + m * padded + at + v * kLanes;
+        const Vec scale = Isa::load(group.scale + at + v * kLanes);
+        Isa::store(place, Isa::fmadd(sum[m][v], scale, Isa::load(place)));
       }
     }
+  }
+
+  template <int R, int S>
+  void multiply_minding(Mind mind, int64_t k, int64_t count, int64_t at, const float* x, int64_t stride,
+                        const Group& group, Ahead* ahead, float* total) const {
+    if constexpr (Decoder::kReaches) {
+      if (mind == Mind::kNothing) return multiply<R, S, Mind::kNothing>(k, count, at, x, stride, group, ahead, total);
+      if (mind == Mind::kZeroPoints) return multiply<R, S, Mind::kZeroPoints>(k, count, at, x, stride, group, ahead, total);
+    }
+    multiply<R, S, Mind::kZeroPointsAndEnd>(k, count, at, x, stride, group, ahead, total);
   }
 
   static void subtract_zero(const Group& group, int64_t at, Vec* values) {
@@ -161,26 +254,36 @@ struct Product {
 
   int64_t columns_padded() const { return (columns + kStep - 1) / kStep * kStep; }
 
+  // The sums of rows `first` to `last` of the weight.
   template <int R>
-  void few_rows() const {
+  void few_rows(int64_t part, int64_t first, int64_t last) const {
     Group group;
-    alignas(64) float total[R * kGemvColumns];
+    alignas(64) float total[R * kMaxColumns];
     alignas(64) float buffer[R * kRun];
     const int64_t padded = columns_padded();
     memset(total, 0, static_cast<size_t>(R * padded) * sizeof(float));
+    Ahead start = ahead(first, last);
+    for (int64_t at = 0; at < kRun * columns / 8 * weight.format->bits; at += 64) start.next(64);
     int64_t read = -1;
-    for (int64_t k = 0, count; k < weight.K; k += count) {
+    for (int64_t k = first, count; k < last; k += count) {
       const int64_t g = k / weight.block;
-      count = smaller(smaller(kRun, weight.K - k), (g + 1) * weight.block - k);
+      count = smaller(smaller(kRun, last - k), (g + 1) * weight.block - k);
       if (g != read) group.read(weight, zero_decoder, read = g, column, columns);
       int64_t stride = kRun;
       const float* x = activations(k, count, buffer, &stride);
-      constexpr int S = R == 1 ? Isa::kGemvSteps : 1;
+      const Mind mind = what_to_mind(k + count - 1, padded - kStep);
+      Ahead coming = ahead(k + kRun, last);
+      constexpr int S = R == 1 ? Isa::kGemvSteps : R == 2 ? (Isa::kGemvSteps + 1) / 2 : 1;
       int64_t at = 0;
-      for (; at + S * kStep <= padded; at += S * kStep) multiply<R, S>(k, count, at, x, stride, group, total);
-      for (; at < padded; at += kStep) multiply<R, 1>(k, count, at, x, stride, group, total);
+      for (; at + S * kStep <= padded; at += S * kStep) {
+        multiply_minding<R, S>(mind, k, count, at, x, stride, group, &coming, total);
+      }
+      for (; at < padded; at += kStep) multiply_minding<R, 1>(mind, k, count, at, x, stride, group, &coming, total);
     }
-    for (int m = 0; m < R; ++m) write(m, total + m * padded);
+    for (int m = 0; m < R; ++m) {
+      float* to = job.sums + (part * job.M + m) * weight.N + column;
+      memcpy(to, total + m * padded, static_cast<size_t>(columns) * sizeof(float));
+    }
   }
 
   void write(int64_t m, const float* results) const {
@@ -189,7 +292,7 @@ struct Product {
 
   // A tile of R rows x V vectors of results, over `count` decoded rows of weights, [count, kStep].
   template <int R, int V>
-  static void tile(const float* x, int64_t stride, const float* weights, int64_t count, float* total, int64_t width) {
+  ONNXQ_NOINLINE static void tile(const float* x, int64_t stride, const float* weights, int64_t count, float* total, int64_t width) {
     Vec sum[R][V];
     for (int m = 0; m < R; ++m) {
       for (int v = 0; v < V; ++v) sum[m][v] = Isa::load(total + m * width + v * kLanes);
@@ -222,18 +325,30 @@ struct Product {
   }
 
   // Decoded and scaled rows of one step of columns, [count, kStep].
-  void decode_scaled(int64_t k, int64_t count, int64_t at, const Group& group, float* out) const {
+  template <Mind M>
+  ONNXQ_NOINLINE void decode_scaled(int64_t k, int64_t count, int64_t at, const Group& group, Ahead* ahead,
+                                    float* out) const {
     Vec scale[4];
     for (int v = 0; v < 4; ++v) scale[v] = Isa::load(group.scale + at + v * kLanes);
-    const int64_t row_bytes = weight.N * weight.format->bits / 8;
-    for (int64_t i = 0; i < count; ++i) {
-      const typename Decoder::Row codes = weight_row(k + i);
-      decoder.prefetch(codes, at, 1, kTileRun * row_bytes);
+    const uint64_t width = row_bits();
+    const int64_t each = step_bytes<1>();
+    uint64_t bit = weight_bit(k);
+    for (int64_t i = 0; i < count; ++i, bit += width) {
+      const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
+      ahead->next(each);
       Vec values[4];
-      decoder.step(codes, at, values);
-      if (weight.zero_point) subtract_zero(group, at, values);
+      decode_step<M>(codes, at, group, values);
       for (int v = 0; v < 4; ++v) Isa::store(out + i * kStep + v * kLanes, Isa::mul(values[v], scale[v]));
     }
+  }
+
+  void decode_minding(Mind mind, int64_t k, int64_t count, int64_t at, const Group& group, Ahead* ahead,
+                      float* out) const {
+    if constexpr (Decoder::kReaches) {
+      if (mind == Mind::kNothing) return decode_scaled<Mind::kNothing>(k, count, at, group, ahead, out);
+      if (mind == Mind::kZeroPoints) return decode_scaled<Mind::kZeroPoints>(k, count, at, group, ahead, out);
+    }
+    decode_scaled<Mind::kZeroPointsAndEnd>(k, count, at, group, ahead, out);
   }
 
   void many_rows() const {
@@ -251,8 +366,10 @@ struct Product {
       if (g != read) group.read(weight, zero_decoder, read = g, column, columns);
       int64_t stride = kTileRun;
       const float* x = activations(k, count, buffer, &stride);
+      const Mind mind = what_to_mind(k + count - 1, padded - kStep);
+      Ahead coming = ahead(k + kTileRun, weight.K);
       for (int64_t at = 0; at < padded; at += kStep) {
-        decode_scaled(k, count, at, group, weights);
+        decode_minding(mind, k, count, at, group, &coming, weights);
         // Rows are shared out evenly: 8 rows are two tiles of 4 rather than one of 6 and one of 2.
         for (int64_t t = 0; t < tile_count; ++t) {
           const int64_t top = rows * t / tile_count, below = rows * (t + 1) / tile_count;
@@ -264,29 +381,46 @@ struct Product {
     for (int64_t m = 0; m < rows; ++m) write(m, total + m * padded);
   }
 
-  void run() const {
-    if (rows == 1) return few_rows<1>();
-    if constexpr (Isa::kDirectRows >= 2) {
-      if (rows == 2) return few_rows<2>();
+  void run_part(int64_t part) const {
+    const int64_t first = part * job.part_rows, last = smaller(first + job.part_rows, weight.K);
+    if (rows == 1) return few_rows<1>(part, first, last);
+    if constexpr (Isa::kFewRows >= 2) {
+      if (rows == 2) return few_rows<2>(part, first, last);
     }
-    if constexpr (Isa::kDirectRows >= 4) {
-      if (rows == 3) return few_rows<3>();
-      if (rows == 4) return few_rows<4>();
+    if constexpr (Isa::kFewRows >= 4) {
+      if (rows == 3) return few_rows<3>(part, first, last);
+      if (rows == 4) return few_rows<4>(part, first, last);
     }
-    many_rows();
   }
 };
 
 template <class Decoder>
 void matmul_with(const MatMul& job, int64_t task) {
-  // Blocks that read the same weights follow each other.
-  const int64_t row = task % job.row_blocks() * job.rows, column = task / job.row_blocks() * job.columns;
   Product<Decoder> product{job};
-  product.row = row;
-  product.rows = smaller(job.rows, job.M - row);
-  product.column = column;
-  product.columns = smaller(job.columns, job.weight.N - column);
-  product.run();
+  // Parts that follow each other lie side by side; so do blocks of results that read the same weights.
+  const int64_t blocks = job.column_blocks(), rows = job.row_blocks();
+  const int64_t block = job.parts ? task % blocks : task / rows;
+  product.column = block * job.columns;
+  product.columns = smaller(job.columns, job.weight.N - product.column);
+  if (job.parts) {
+    product.rows = job.M;
+    return product.run_part(task / blocks);
+  }
+  product.row = task % rows * job.rows;
+  product.rows = smaller(job.rows, job.M - product.row);
+  product.many_rows();
+}
+
+inline void finish(const MatMul& job, int64_t block) {
+  const int64_t column = block * job.columns, columns = smaller(job.columns, job.weight.N - column);
+  for (int64_t m = 0; m < job.M; ++m) {
+    float* total = job.sums + m * job.weight.N + column;
+    for (int64_t part = 1; part < job.parts; ++part) {
+      const float* more = total + part * job.M * job.weight.N;
+      for (int64_t i = 0; i < columns; ++i) total[i] += more[i];
+    }
+    from_floats(total, columns, job.type, job.y, m * job.weight.N + column);
+  }
 }
 
 template <class Decoder>
@@ -324,6 +458,8 @@ void dequantize_with(const Dequantize& job, int64_t task) {
 // Formats that no decoder of an instruction set takes: one code after another through the table.
 class TableDecoder {
  public:
+  static constexpr bool kReaches = false;  // `step` always minds the end
+
   struct Row {
     const uint8_t* bytes;
     int bit;
@@ -334,8 +470,7 @@ class TableDecoder {
 
   Row row(const uint8_t* bytes, int bit) const { return {bytes, bit}; }
 
-  void prefetch(const Row&, int64_t, int, int64_t) const {}
-
+  template <bool>
   void step(const Row& row, int64_t column, Vec* out) const {
     alignas(64) float values[kStep];
     const uint32_t mask = (1u << format_.bits) - 1;

@@ -11,7 +11,7 @@ struct Isa {
   static constexpr int kLanes = 4;
   static constexpr int kStep = 4 * kLanes;
   static constexpr int kGemvSteps = 1;
-  static constexpr int kDirectRows = 1;
+  static constexpr int kFewRows = 1;
   static constexpr int kTileRows = 2;
   static constexpr int kTileVecs = 4;
 
@@ -42,6 +42,7 @@ struct Isa {
   static Vec fmadd(const Vec& a, const Vec& b, const Vec& c) {
     return each([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
   }
+  static void prefetch(const uint8_t*) {}
   static Vec load_half(const uint16_t* from) {
     return each([&](int i) { return from_half(from[i]); });
   }
@@ -52,7 +53,7 @@ struct Isa {
 
 #include "kernels.inl"
 
-constexpr Kernels kKernels{"plain", kStep, kGemvColumns, matmul_with<TableDecoder>, dequantize_with<TableDecoder>};
+constexpr Kernels kKernels{"plain", kStep, Isa::kFewRows, matmul_with<TableDecoder>, finish, dequantize_with<TableDecoder>};
 
 }  // namespace
 

@@ -12,9 +12,10 @@ namespace {
 #include "avx512_vec.inl"
 #include "kernels.inl"
 
-// Loads the 64 bytes from `at` on, or those that are left before `end`.
-inline __m512i load_bytes(const uint8_t* at, const uint8_t* end) {
-  if (__builtin_expect(end - at >= 64, 1)) return _mm512_loadu_si512(at);
+// Loads the 64 bytes from `at` on, or where not Reach those that are left before `end`.
+template <bool Reach>
+__m512i load_bytes(const uint8_t* at, const uint8_t* end) {
+  if (Reach || end - at >= 64) return _mm512_loadu_si512(at);
   return _mm512_maskz_loadu_epi8(at < end ? ~0ull >> (64 - (end - at)) : 0, at);
 }
 
@@ -59,19 +60,16 @@ struct Spread {
   }
 };
 
-// Bytes of two tables are interleaved within 128 bits (vpunpcklbw, vpunpckhbw); vector v then holds the even (v = 0, 2)
-// or odd halves of the 32-bit words of that.
-constexpr int column_of_pair(int byte) {
-  const int lane = byte / 16, in_lane = byte % 16, v = in_lane / 8 * 2 + in_lane % 2;
-  return 16 * v + 4 * lane + in_lane % 8 / 2;
-}
+// Bytes are widened within 128 bits, first to 16 and then to 32: vector v has the four from 4 v on.
+constexpr int column_of_pair(int byte) { return byte % 16 / 4 * 16 + byte / 16 * 4 + byte % 4; }
 
 // Vector v looks at byte v of each 32-bit word.
 constexpr int column_of_quad(int byte) { return byte % 4 * 16 + byte / 4; }
 
-alignas(64) constexpr Spread<2> kPairs[] = {Spread<2>::make(5, column_of_pair), Spread<2>::make(6, column_of_pair)};
-alignas(64) constexpr Spread<4> kQuads[] = {Spread<4>::make(2, column_of_quad), Spread<4>::make(3, column_of_quad),
-                                            Spread<4>::make(4, column_of_quad)};
+alignas(64) constexpr Spread<2> kPairs[] = {
+    Spread<2>::make(2, column_of_pair), Spread<2>::make(3, column_of_pair), Spread<2>::make(4, column_of_pair),
+    Spread<2>::make(5, column_of_pair), Spread<2>::make(6, column_of_pair)};
+alignas(64) constexpr Spread<4> kQuad = Spread<4>::make(4, column_of_quad);
 
 struct StreamRow {
   const uint8_t* bytes;
@@ -82,6 +80,7 @@ template <int Windows>
 class StreamDecoder {
  public:
   using Row = StreamRow;
+  static constexpr bool kReaches = true;
 
   StreamDecoder(const Spread<Windows>& spread, int bits, const uint8_t* packed, uint64_t size)
       : spread_(spread), bits_(bits), end_(packed + size) {}
@@ -90,13 +89,10 @@ class StreamDecoder {
     return {bytes, _mm512_load_si512(spread_.gather[bit]), _mm512_load_si512(spread_.shift[bit])};
   }
 
-  void prefetch(const Row& row, int64_t column, int steps, int64_t ahead) const {
-    prefetch_lines(row.bytes + column / 8 * bits_ + ahead, steps * 8 * bits_);
-  }
-
  protected:
+  template <bool Reach>
   __m512i codes(const Row& row, int64_t column) const {
-    const __m512i bytes = load_bytes(row.bytes + column / 8 * bits_, end_);
+    const __m512i bytes = load_bytes<Reach>(row.bytes + column / 8 * bits_, end_);
     return _mm512_multishift_epi64_epi8(row.shift, _mm512_permutexvar_epi8(row.gather, bytes));
   }
 
@@ -111,7 +107,7 @@ class StreamDecoder {
 class PairDecoder : public StreamDecoder<2> {
  public:
   PairDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : StreamDecoder(kPairs[format.bits - 5], format.bits, packed, size) {
+      : StreamDecoder(kPairs[format.bits - 2], format.bits, packed, size) {
     alignas(64) uint8_t low[64], high[64];
     for (int code = 0; code < 64; ++code) {
       const uint32_t bits = bits_of_float(format.values[code & ((1 << format.bits) - 1)]);
@@ -122,33 +118,33 @@ class PairDecoder : public StreamDecoder<2> {
     high_ = _mm512_load_si512(high);
   }
 
+  template <bool Reach>
   void step(const Row& row, int64_t column, Vec* out) const {
-    const __m512i each = codes(row, column);
+    const __m512i each = codes<Reach>(row, column);
     const __m512i low = _mm512_permutexvar_epi8(each, low_), high = _mm512_permutexvar_epi8(each, high_);
     const __m512i front = _mm512_unpacklo_epi8(low, high), back = _mm512_unpackhi_epi8(low, high);
-    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
-    out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(front, 16));
-    out[1] = _mm512_castsi512_ps(_mm512_and_si512(front, upper));
-    out[2] = _mm512_castsi512_ps(_mm512_slli_epi32(back, 16));
-    out[3] = _mm512_castsi512_ps(_mm512_and_si512(back, upper));
+    const __m512i none = _mm512_setzero_si512();
+    out[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, front));
+    out[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, front));
+    out[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi16(none, back));
+    out[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi16(none, back));
   }
 
  private:
   __m512i low_, high_;
 };
 
-// Up to four bits: a table of float32. vpermps looks at the lowest four bits of a lane only.
+// Four bits and any values: a table of float32. vpermps looks at the lowest four bits of a lane only.
 class QuadDecoder : public StreamDecoder<4> {
  public:
   QuadDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : StreamDecoder(kQuads[format.bits - 2], format.bits, packed, size) {
-    alignas(64) float table[16];
-    for (int code = 0; code < 16; ++code) table[code] = format.values[code & ((1 << format.bits) - 1)];
-    table_ = _mm512_load_ps(table);
+      : StreamDecoder(kQuad, format.bits, packed, size) {
+    table_ = _mm512_loadu_ps(format.values);
   }
 
+  template <bool Reach>
   void step(const Row& row, int64_t column, Vec* out) const {
-    const __m512i each = codes(row, column);
+    const __m512i each = codes<Reach>(row, column);
     out[0] = _mm512_permutexvar_ps(each, table_);
     out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(each, 8), table_);
     out[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(each, 16), table_);
@@ -160,20 +156,20 @@ class QuadDecoder : public StreamDecoder<4> {
 };
 
 void matmul(const MatMul& job, int64_t task) {
-  const int bits = job.weight.format->bits;
-  if (bits <= 4) return matmul_with<QuadDecoder>(job, task);
-  if (bits <= 6) return matmul_with<PairDecoder>(job, task);
+  const Format& format = *job.weight.format;
+  if (format.kind == FormatKind::kTable) return matmul_with<QuadDecoder>(job, task);
+  if (format.bits <= 6) return matmul_with<PairDecoder>(job, task);
   matmul_with<TableDecoder>(job, task);
 }
 
 void dequantize(const Dequantize& job, int64_t task) {
-  const int bits = job.format->bits;
-  if (bits <= 4) return dequantize_with<QuadDecoder>(job, task);
-  if (bits <= 6) return dequantize_with<PairDecoder>(job, task);
+  const Format& format = *job.format;
+  if (format.kind == FormatKind::kTable) return dequantize_with<QuadDecoder>(job, task);
+  if (format.bits <= 6) return dequantize_with<PairDecoder>(job, task);
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512vbmi", kStep, kGemvColumns, matmul, dequantize};
+constexpr Kernels kKernels{"avx512vbmi", kStep, Isa::kFewRows, matmul, finish, dequantize};
 
 }  // namespace
 

@@ -1,4 +1,8 @@
 // From checked inputs to tasks for the threads of the session.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
 #include "../cpu/select.h"
 #include "operator.h"
 
@@ -7,32 +11,67 @@ namespace {
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
-// How wide and high the blocks of results are: as wide as buffers allow, since a thread then reads long stretches of a
-// row of weights, but four for each CPU where there are that many columns. How columns are divided changes no result.
-void choose_blocks(const Kernels& cpu, MatMul* job) {
-  const int64_t blocks = (job->M + kMaxRows - 1) / kMaxRows;
-  job->rows = (job->M + blocks - 1) / blocks;
-  const int64_t share = round_up((job->weight.N + 4 * cpu_count() - 1) / (4 * cpu_count()), cpu.step);
-  const int64_t room = job->rows <= 4 ? cpu.max_columns : kMaxResults / job->rows / cpu.step * cpu.step;
-  job->columns = share < room ? share : room < cpu.max_columns ? room : cpu.max_columns;
+// Parts of a weight, which change how sums are rounded, are chosen by its shape alone; how columns and rows of results
+// are divided changes no bit, and depends on how many CPUs there are to share the work.
+void choose_parts(int64_t step, MatMul* job) {
+  constexpr int64_t kMaxParts = 8, kMinPartRows = 256;
+  const int64_t fit = job->weight.K / kMinPartRows, parts = fit < kMaxParts ? fit : kMaxParts;
+  job->part_rows = parts > 1 ? round_up((job->weight.K + parts - 1) / parts, 32) : job->weight.K;
+  job->parts = job->part_rows ? (job->weight.K + job->part_rows - 1) / job->part_rows : 1;
+  const int64_t wanted = (2 * cpu_count() + job->parts - 1) / job->parts;  // blocks of columns
+  job->columns = round_up((job->weight.N + wanted - 1) / wanted, step);
+  if (job->columns < 512) job->columns = 512;
+  if (job->columns > kMaxColumns) job->columns = kMaxColumns;
 }
 
-template <class Job>
-struct Run {
-  const Job* job;
-  void (*function)(const Job&, int64_t);
+void choose_blocks(int64_t step, MatMul* job) {
+  const int64_t blocks = (job->M + kMaxRows - 1) / kMaxRows;
+  job->rows = (job->M + blocks - 1) / blocks;
+  const int64_t share = round_up((job->weight.N + 4 * cpu_count() - 1) / (4 * cpu_count()), step);
+  const int64_t room = kMaxResults / job->rows / step * step;
+  job->columns = share < room ? share : room;
+  if (job->columns > kMaxColumns) job->columns = kMaxColumns;
+}
+
+struct MatMulRun {
+  const MatMul* job;
+  const Kernels* kernels;
+  std::atomic<int64_t>* missing;  // parts of each block of columns
 
   static void task(void* user, size_t index) {
-    const Run& self = *static_cast<const Run*>(user);
-    self.function(*self.job, static_cast<int64_t>(index));
+    const MatMulRun& self = *static_cast<const MatMulRun*>(user);
+    const int64_t at = static_cast<int64_t>(index);
+    self.kernels->matmul(*self.job, at);
+    if (!self.job->parts) return;
+    const int64_t block = at % self.job->column_blocks();
+    if (self.missing[block].fetch_sub(1) == 1) self.kernels->finish(*self.job, block);
   }
 };
 
-template <class Job>
-OrtStatus* run(const Api& api, const OrtKernelContext* context, const Job& job, void (*function)(const Job&, int64_t)) {
-  Run<Job> each{&job, function};
-  return api.parallel_for(context, &Run<Job>::task, static_cast<size_t>(job.tasks()), &each);
+OrtStatus* run_in_parts(const Kernel& kernel, const OrtKernelContext* context, MatMul* job) {
+  const int64_t blocks = job->column_blocks();
+  const size_t sums = static_cast<size_t>(job->parts * job->M * job->weight.N) * sizeof(float);
+  static_assert(sizeof(std::atomic<int64_t>) % alignof(float) == 0, "sums follow the counters");
+  void* memory = malloc(static_cast<size_t>(blocks) * sizeof(std::atomic<int64_t>) + sums);
+  if (!memory) return kernel.api.error(ErrorCode::kFail, "onnxq %s: out of memory", kernel.op->name);
+  std::atomic<int64_t>* missing = static_cast<std::atomic<int64_t>*>(memory);
+  for (int64_t i = 0; i < blocks; ++i) new (missing + i) std::atomic<int64_t>(job->parts);
+  job->sums = reinterpret_cast<float*>(missing + blocks);
+  MatMulRun run{job, kernel.cpu, missing};
+  OrtStatus* status = kernel.api.parallel_for(context, MatMulRun::task, static_cast<size_t>(job->tasks()), &run);
+  free(memory);
+  return status;
 }
+
+struct DequantizeRun {
+  const Dequantize* job;
+  const Kernels* kernels;
+
+  static void task(void* user, size_t index) {
+    const DequantizeRun& self = *static_cast<const DequantizeRun*>(user);
+    self.kernels->dequantize(*self.job, static_cast<int64_t>(index));
+  }
+};
 
 }  // namespace
 
@@ -60,8 +99,13 @@ OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {
   shape.dims[shape.rank - 1] = N;
   ONNXQ_RETURN_IF_ERROR(api.output(context, 0, shape, &job.y));
   if (job.M == 0 || N == 0) return nullptr;
-  choose_blocks(*kernel.cpu, &job);
-  return run(api, context, job, kernel.cpu->matmul);
+  if (job.M <= kernel.cpu->few_rows) {
+    choose_parts(kernel.cpu->step, &job);
+    return run_in_parts(kernel, context, &job);
+  }
+  choose_blocks(kernel.cpu->step, &job);
+  MatMulRun run{&job, kernel.cpu, nullptr};
+  return api.parallel_for(context, MatMulRun::task, static_cast<size_t>(job.tasks()), &run);
 }
 
 OrtStatus* compute_dequantize(const Kernel& kernel, OrtKernelContext* context) {
@@ -89,7 +133,8 @@ OrtStatus* compute_dequantize(const Kernel& kernel, OrtKernelContext* context) {
   constexpr int64_t kTaskElements = 1 << 16;
   const int64_t row = job.inner == 1 ? job.block : job.inner;
   job.rows = row < kTaskElements ? kTaskElements / row : 1;
-  return run(api, context, job, kernel.cpu->dequantize);
+  DequantizeRun run{&job, kernel.cpu};
+  return api.parallel_for(context, DequantizeRun::task, static_cast<size_t>(job.tasks()), &run);
 }
 
 }  // namespace onnxq
