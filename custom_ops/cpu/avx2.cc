@@ -93,8 +93,7 @@ class LaneDecoder {
   }
 
   template <bool Reach>
-  void step(const Row& row, int64_t column, Vec* out) const {
-    const uint8_t* at = row.bytes + column / 8 * bits_;
+  void step(const Row& row, const uint8_t* at, Vec* out) const {
     for (int half = 0; half < 2; ++half) {
       const __m256i bytes = load_bytes<Reach>(at + half * 2 * bits_, end_);
       const __m256i lanes = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, row.gather), row.factor);

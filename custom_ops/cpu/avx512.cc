@@ -70,8 +70,7 @@ class LaneDecoder {
   }
 
   template <bool Reach>
-  void step(const Row& row, int64_t column, Vec* out) const {
-    const uint8_t* at = row.bytes + column / 8 * bits_;
+  void step(const Row& row, const uint8_t* at, Vec* out) const {
     for (int v = 0; v < 4; ++v) {
       const __m512i bytes = _mm512_broadcast_i32x4(load_bytes<Reach>(at + v * 2 * bits_, end_));
       out[v] = value(_mm512_srlv_epi32(_mm512_shuffle_epi8(bytes, row.gather), row.shift));

@@ -1,7 +1,8 @@
 // The kernels, in terms of an instruction set `Isa` and its decoders; each instruction set includes this file once,
 // inside an anonymous namespace, so that no function compiled for one CPU can stand in for that of another.
 //
-// A decoder turns `Isa::kStep` codes that lie side by side in a row into four vectors of float32, in order. Codes past
+// A decoder turns `Isa::kStep` codes that lie side by side in a row into four vectors of float32, in order. A step begins
+// at the byte of its first code; a row knows at which bit of it, which is the same for all its steps. Codes past
 // the end of a row may come from the next: nobody looks at their results. `step<false>` never reads beyond the packed
 // bytes; `step<true>` may read kReach bytes from its first on, so that its caller must know that they are there.
 
@@ -14,7 +15,7 @@
 constexpr int64_t kReach = 64;
 
 constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
-constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
+constexpr int64_t kTileRun = 128;  // rows that are decoded into a buffer for many rows of activations
 constexpr int64_t kWidest = kMaxColumns;  // elements that are dequantized at once
 
 using Vec = Isa::Vec;
@@ -65,10 +66,12 @@ typename Decoder::Row row_at(const Decoder& decoder, const uint8_t* packed, uint
 }
 
 template <class Decoder>
-void decode(const Decoder& decoder, const typename Decoder::Row& row, int64_t count, float* out) {
+void decode(const Decoder& decoder, const uint8_t* packed, uint64_t code, int bits, int64_t count, float* out) {
+  const typename Decoder::Row row = row_at(decoder, packed, code, bits);
   Vec values[4];
-  for (int64_t i = 0; i < count; i += kStep) {
-    decoder.template step<false>(row, i, values);
+  const uint8_t* at = row.bytes;
+  for (int64_t i = 0; i < count; i += kStep, at += kStep / 8 * bits) {
+    decoder.template step<false>(row, at, values);
     if (i + kStep <= count) {
       for (int v = 0; v < 4; ++v) Isa::store(out + i + v * kLanes, values[v]);
     } else {
@@ -99,7 +102,7 @@ struct Group {
     }
     if (!weight.zero_point) return;
     const int bits = weight.format->bits;
-    decode(zero_decoder, row_at(zero_decoder, weight.zero_point, static_cast<uint64_t>(first), bits), stored, zero);
+    decode(zero_decoder, weight.zero_point, static_cast<uint64_t>(first), bits, stored, zero);
     for (int64_t i = stored; i < padded; ++i) zero[i] = zero[0];
   }
 };
@@ -179,8 +182,9 @@ struct Product {
   }
 
   template <Mind M>
-  void decode_step(const typename Decoder::Row& codes, int64_t at, const Group& group, Vec* values) const {
-    decoder.template step<M != Mind::kZeroPointsAndEnd>(codes, at, values);
+  void decode_step(const typename Decoder::Row& row, const uint8_t* from, int64_t at, const Group& group,
+                   Vec* values) const {
+    decoder.template step<M != Mind::kZeroPointsAndEnd>(row, from, values);
     // Before the product: a weight that equals its zero point is 0, and stays so.
     if (M != Mind::kNothing && (M == Mind::kZeroPoints || weight.zero_point)) subtract_zero(group, at, values);
   }
@@ -208,18 +212,20 @@ struct Product {
       for (int v = 0; v < 4 * S; ++v) sum[m][v] = Isa::zero();
     }
     const uint64_t width = row_bits();
-    const int64_t each = step_bytes<S>();
+    const int64_t each = step_bytes<S>(), one = step_bytes<1>(), offset = at / 8 * weight.format->bits;
     Ahead next = *ahead;
     uint64_t bit = weight_bit(k);
     for (int64_t i = 0; i < count; ++i, bit += width) {
       const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
+      const uint8_t* from = codes.bytes + offset;
       next.next(each);
       Vec factor[R];
       for (int m = 0; m < R; ++m) factor[m] = Isa::set1(x[m * stride + i]);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         Vec values[4];
-        decode_step<M>(codes, at + s * kStep, group, values);
+        decode_step<M>(codes, from, at + s * kStep, group, values);
+        from += one;
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
 #pragma GCC unroll 4
@@ -331,13 +337,13 @@ struct Product {
     Vec scale[4];
     for (int v = 0; v < 4; ++v) scale[v] = Isa::load(group.scale + at + v * kLanes);
     const uint64_t width = row_bits();
-    const int64_t each = step_bytes<1>();
+    const int64_t each = step_bytes<1>(), offset = at / 8 * weight.format->bits;
     uint64_t bit = weight_bit(k);
     for (int64_t i = 0; i < count; ++i, bit += width) {
       const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
       ahead->next(each);
       Vec values[4];
-      decode_step<M>(codes, at, group, values);
+      decode_step<M>(codes, codes.bytes + offset, at, group, values);
       for (int v = 0; v < 4; ++v) Isa::store(out + i * kStep + v * kLanes, Isa::mul(values[v], scale[v]));
     }
   }
@@ -443,10 +449,10 @@ void dequantize_with(const Dequantize& job, int64_t task) {
       const int64_t part = smaller(kWidest, width - done);
       const int64_t scale_at = job.one_scale ? 0 : (outer * groups + group) * job.inner + (per_element ? done : 0);
       const int64_t stored = per_element ? part : 1;
-      decode(decoder, row_at(decoder, job.packed, static_cast<uint64_t>(start + done), bits), part, values);
+      decode(decoder, job.packed, static_cast<uint64_t>(start + done), bits, part, values);
       to_floats(job.scale, scale_at, stored, job.scale_type, scale);
       if (job.zero_point) {
-        decode(zero_decoder, row_at(zero_decoder, job.zero_point, static_cast<uint64_t>(scale_at), bits), stored, zero);
+        decode(zero_decoder, job.zero_point, static_cast<uint64_t>(scale_at), bits, stored, zero);
         for (int64_t i = 0; i < part; ++i) values[i] -= zero[per_element ? i : 0];
       }
       for (int64_t i = 0; i < part; ++i) values[i] *= scale[per_element ? i : 0];
@@ -471,12 +477,12 @@ class TableDecoder {
   Row row(const uint8_t* bytes, int bit) const { return {bytes, bit}; }
 
   template <bool>
-  void step(const Row& row, int64_t column, Vec* out) const {
+  void step(const Row& row, const uint8_t* from, Vec* out) const {
     alignas(64) float values[kStep];
     const uint32_t mask = (1u << format_.bits) - 1;
     for (int i = 0; i < kStep; ++i) {
-      const int64_t bit = row.bit + (column + i) * format_.bits;
-      const uint8_t* at = row.bytes + bit / 8;
+      const int bit = row.bit + i * format_.bits;
+      const uint8_t* at = from + bit / 8;
       const uint32_t low = at < end_ ? at[0] : 0, high = at + 1 < end_ ? at[1] : 0;
       values[i] = format_.values[(low | high << 8) >> (bit % 8) & mask];
     }

@@ -82,8 +82,8 @@ class StreamDecoder {
   using Row = StreamRow;
   static constexpr bool kReaches = true;
 
-  StreamDecoder(const Spread<Windows>& spread, int bits, const uint8_t* packed, uint64_t size)
-      : spread_(spread), bits_(bits), end_(packed + size) {}
+  StreamDecoder(const Spread<Windows>& spread, const uint8_t* packed, uint64_t size)
+      : spread_(spread), end_(packed + size) {}
 
   Row row(const uint8_t* bytes, int bit) const {
     return {bytes, _mm512_load_si512(spread_.gather[bit]), _mm512_load_si512(spread_.shift[bit])};
@@ -91,14 +91,13 @@ class StreamDecoder {
 
  protected:
   template <bool Reach>
-  __m512i codes(const Row& row, int64_t column) const {
-    const __m512i bytes = load_bytes<Reach>(row.bytes + column / 8 * bits_, end_);
+  __m512i codes(const Row& row, const uint8_t* at) const {
+    const __m512i bytes = load_bytes<Reach>(at, end_);
     return _mm512_multishift_epi64_epi8(row.shift, _mm512_permutexvar_epi8(row.gather, bytes));
   }
 
  private:
   const Spread<Windows>& spread_;
-  int64_t bits_;
   const uint8_t* end_;
 };
 
@@ -107,7 +106,7 @@ class StreamDecoder {
 class PairDecoder : public StreamDecoder<2> {
  public:
   PairDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : StreamDecoder(kPairs[format.bits - 2], format.bits, packed, size) {
+      : StreamDecoder(kPairs[format.bits - 2], packed, size) {
     alignas(64) uint8_t low[64], high[64];
     for (int code = 0; code < 64; ++code) {
       const uint32_t bits = bits_of_float(format.values[code & ((1 << format.bits) - 1)]);
@@ -119,8 +118,8 @@ class PairDecoder : public StreamDecoder<2> {
   }
 
   template <bool Reach>
-  void step(const Row& row, int64_t column, Vec* out) const {
-    const __m512i each = codes<Reach>(row, column);
+  void step(const Row& row, const uint8_t* at, Vec* out) const {
+    const __m512i each = codes<Reach>(row, at);
     const __m512i low = _mm512_permutexvar_epi8(each, low_), high = _mm512_permutexvar_epi8(each, high_);
     const __m512i front = _mm512_unpacklo_epi8(low, high), back = _mm512_unpackhi_epi8(low, high);
     const __m512i none = _mm512_setzero_si512();
@@ -138,13 +137,13 @@ class PairDecoder : public StreamDecoder<2> {
 class QuadDecoder : public StreamDecoder<4> {
  public:
   QuadDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : StreamDecoder(kQuad, format.bits, packed, size) {
+      : StreamDecoder(kQuad, packed, size) {
     table_ = _mm512_loadu_ps(format.values);
   }
 
   template <bool Reach>
-  void step(const Row& row, int64_t column, Vec* out) const {
-    const __m512i each = codes<Reach>(row, column);
+  void step(const Row& row, const uint8_t* at, Vec* out) const {
+    const __m512i each = codes<Reach>(row, at);
     out[0] = _mm512_permutexvar_ps(each, table_);
     out[1] = _mm512_permutexvar_ps(_mm512_srli_epi32(each, 8), table_);
     out[2] = _mm512_permutexvar_ps(_mm512_srli_epi32(each, 16), table_);
