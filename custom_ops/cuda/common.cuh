@@ -1,5 +1,5 @@
 // Shared by all kernels: the packed layout `tiled1` and its decoding, and thin wrappers around PTX.
-// A kernel is compiled once a configuration; these macros choose it (docs/kernels.md has the table):
+// A kernel is compiled once a configuration; these macros choose it (docs/gpu_kernels.md has the table):
 //   FORMAT   0 FP6 E3M2, 1 FP6 E2M3, 2 FP4 E2M1, 3 INT4, 4 UINT4
 //   BF16     1: activations and results are bfloat16, 0: float16
 //   SCALE    type of the scales: 0 float32, 1 float16, 2 bfloat16
@@ -168,7 +168,7 @@ __device__ __forceinline__ u64 stream_once() {  // weights: each byte is used on
   asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
   return policy;
 }
-// Tensor maps: cuTensorMapEncodeTiled makes them, docs/kernels.md says of what. What lies outside a tensor arrives as zeros.
+// Tensor maps: cuTensorMapEncodeTiled makes them, docs/gpu_kernels.md says of what. What lies outside a tensor arrives as zeros.
 struct __align__(64) TensorMap {
   u64 opaque[16];
 };
