@@ -26,7 +26,7 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
-        method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/methods.md).
+        method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,13 +1,11 @@
-"""Clip search, LLM-FP4's search, HQQ and codebooks: each finds what it looks for."""
+"""Clip search, LLM-FP4's search and HQQ: each finds what it looks for."""
 
 import numpy as np
 import pytest
 
 from onnxq.errors import UsageError
-from onnxq.formats import NAMED_FORMATS
 from onnxq.methods.curvature import Curvature
-from onnxq.methods.grid import GridSpec
-from onnxq.methods.solve import SOLVERS, clip, codebook, hqq, rtn
+from onnxq.methods.solve import SOLVERS, clip, hqq, rtn
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -77,44 +75,3 @@ def test_hqq_keeps_large_errors_few(block, spec):
 def test_hqq_needs_zero_points(spec, layer):
     with pytest.raises(UsageError, match="symmetric: false"):
         hqq.solve(layer(6, 8, 2)[0], spec("fp4_e2m1"))
-
-
-def test_a_codebook_finds_the_levels_that_are_there(spec):
-    levels = np.array([-1, -0.7, -0.4, -0.2, 0, 0.2, 0.6, 1], np.float32)
-    rng = np.random.default_rng(7)
-    weight = 3 * rng.choice(levels, (1, 400, 3)).astype(np.float32)
-    found = codebook.fit(weight, 3, None)
-    assert np.allclose(found.levels, levels, atol=1e-6)
-    exact = rtn.solve(weight, GridSpec([found], None, spec("int3").scale_type))
-    assert exact.sqnr_db > 100
-
-
-def test_a_codebook_leaves_less_error_than_a_fixed_one(layer, spec):
-    weight, _ = layer(8, 128, 16)
-    weight = (np.sign(weight) * np.abs(weight) ** 0.3).astype(np.float32)
-    chosen = spec("nf4", block=32)
-    own = GridSpec([codebook.fit(weight, 4, 32)], 32, chosen.scale_type)
-    assert rtn.solve(weight, own).squared_error < 0.9 * rtn.solve(weight, chosen).squared_error
-
-
-def test_levels_lie_where_inputs_are_strong(spec):
-    rng = np.random.default_rng(9)
-    weight = rng.uniform(-1, 1, (1, 200, 4)).astype(np.float32)
-    weight[0, ::2] = rng.choice([-0.9, -0.3, 0.2, 0.25, 0.7], (100, 4))
-    curvature = Curvature(np.diag(np.where(np.arange(200) % 2, 1e-4, 1)))
-    found = rtn.solve(weight, GridSpec([codebook.fit(weight, 3, None, curvature)], None, spec("int3").scale_type))
-    error = np.abs(found.decode() - weight)[0]
-    assert error[::2].mean() < 0.01
-    assert error[1::2].mean() > 0.05
-
-
-@pytest.mark.parametrize("bits", [2, 3, 8])
-def test_a_codebook_of_zeros_is_a_format_still(bits):
-    found = codebook.fit(np.zeros((1, 8, 2), np.float32), bits, None)
-    assert found.bits == bits
-    assert len(set(found.levels)) == 2**bits
-    assert 0.0 in found.levels
-
-
-def test_no_codebook_takes_the_name_of_a_format():
-    assert codebook.fit(np.ones((1, 4, 1), np.float32), 4, None).name not in NAMED_FORMATS
