@@ -1,8 +1,8 @@
 """The layout `tiled1` that the GPU kernels read: four- and six-bit codes in the order of tensor-core fragments.
 
 A unit holds 16 columns n of the weight [K, N] by 128 rows k, for the 32 lanes of a warp: lane 4g + t has n = g and
-g + 8, and of each 16 k those at 2t, 2t + 1, 2t + 8 and 2t + 9. docs/gpu_kernels.md draws the bits. Units follow each other
-along K.
+g + 8, and of each 16 k those at 2t, 2t + 1, 2t + 8 and 2t + 9. docs/gpu_kernels.md draws the bits. Units follow
+each other along K.
 """
 
 import numpy as np
