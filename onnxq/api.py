@@ -17,7 +17,7 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.calibrate import all_requests, needy, requests, statistics_for
+from onnxq.passes.calibrate import all_requests, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
@@ -64,7 +64,7 @@ def quantize(
     force: bool = False,
     calibration: Calibration | None = None,
     statistics: str | Path | None = None,
-    sequential: bool | None = None,
+    sequential: bool = False,
     resume: str | Path | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -83,8 +83,7 @@ def quantize(
         force: Replace an output that exists.
         calibration: Data for methods that look at activations; of the others some do better with it.
         statistics: A file of `calibrate`, in place of the data.
-        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer. By default
-            where a method needs data (GPTQ) and they are not kept in a cache.
+        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer.
         resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
             where it was. It stays afterwards.
         threads: Weights solved at a time; by default one a processor.
@@ -119,14 +118,14 @@ def quantize(
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
         found, solutions = None, None
-        if _is_sequential(made, sequential, resume, calibration):
+        if sequential or resume is not None:
             solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
         else:
             found = statistics_for(loaded, made, weights, calibration, statistics)
         entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration, solutions))
+    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -249,13 +248,6 @@ def _transform(
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
-def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
-    """Whether layers are solved one after the other."""
-    if asked is not None or resume is not None:
-        return asked is not False
-    return calibration is not None and calibration.cache is None and bool(needy(made))
-
-
 def _in_sequence(
     model: Model,
     recipe: Recipe,
@@ -279,12 +271,8 @@ def _in_sequence(
     )
 
 
-def _calibrated(
-    statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
-) -> tuple[str, ...]:
+def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
-    if solutions is not None:
-        return ("calibrated layer by layer, each on the outputs of the quantized layers before it",)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
     if statistics.synthetic:

@@ -5,9 +5,8 @@ parts together cost one pass over the data, however many stages there are.
 """
 
 import hashlib
-import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
@@ -52,6 +51,7 @@ def solve_in_sequence(
     non_finite: NonFinitePolicy = "error",
     threads: int | None = None,
     budget_bytes: int = BUDGET_BYTES,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Solutions:
     """Solve all weights that a plan quantizes, each stage on statistics behind the solved stages before it.
 
@@ -59,12 +59,13 @@ def solve_in_sequence(
         model: Not changed.
         plan: From `make_plan` on this model.
         weights: From `make_plan`.
-        calibration: The data; its progress counts samples times stages.
+        calibration: The data.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
         non_finite: What to do with a weight that holds NaN or Inf.
         threads: How many weights are solved at a time; by default as many as there are processors.
         budget_bytes: Of activations in memory; more lie in temporary files.
+        progress: Called with stages done and all.
 
     Raises:
         DataError: The data does not fit the model, or the folder is another run's.
@@ -99,19 +100,19 @@ def solve_in_sequence(
         for done, stage in enumerate(made):
             if all(solutions.has(number) for later in made[done:] for number in later.layers):
                 break
-            finish(stage.layers, parts.run(stage, (done, len(made))))
+            finish(stage.layers, parts.run(stage))
+            if progress is not None:
+                progress(done + 1, len(made))
     return solutions
 
 
 def _run(model: Model, plan: Plan, calibration: Calibration, policy: NonFinitePolicy) -> dict[str, str]:
     """What solutions depend on."""
-    # What can be gone through only once cannot be compared either, and is never the data of a run before.
-    data = secrets.token_hex(16) if calibration.batches(model).once else calibration.digest(model)
     decisions = [(each.weight, each.spec.model_dump_json()) for each in plan if each.spec is not None]
     return {
         "model": model_digest(model),
         "plan": hashlib.sha256(repr((decisions, policy)).encode()).hexdigest(),
-        "data": data,
+        "data": calibration.digest(model),
     }
 
 
@@ -129,11 +130,8 @@ class _Parts:
         self._batches: list[Batch] = []
         self._samples = 0
 
-    def run(self, stage: Stage, number_of: tuple[int, int]) -> Statistics | None:
-        """Run the part of a stage; the statistics of its layers, or None where all of them are solved.
-
-        `number_of` are the number of the stage and of all stages.
-        """
+    def run(self, stage: Stage) -> Statistics | None:
+        """Run the part of a stage; the statistics of its layers, or None where all of them are solved."""
         if not self._batches:
             self._feed(stage)
         wanted = [self._work[at].measured for at in stage.layers if not self._solutions.has(at)]
@@ -148,11 +146,7 @@ class _Parts:
         outputs = [each.name for tap in taps for each in tap.outputs]
         given = {name: _input(name, array) for name, array in known.items()}
         with standing_in(self._model, self._solved(stage)), segment(self._model, given, taps) as opened:
-            for batch in self._through(opened, outputs, stage, requests, shelf):
-                if self._calibration.progress is not None:
-                    number, count = number_of
-                    done = number * self._samples + batch.last + 1
-                    self._calibration.progress(done, count * self._samples)
+            self._through(opened, outputs, stage, requests, shelf)
         check_answers(shelf)
         return Statistics(shelf.answers, self._samples, self._calibration.is_synthetic) if requests else None
 
@@ -175,8 +169,8 @@ class _Parts:
 
     def _through(
         self, opened: bytes | str, outputs: Sequence[str], stage: Stage, requests: Sequence[Request], shelf: Shelf
-    ) -> Iterator[Batch]:
-        """All batches through one part; each is given when it is through."""
+    ) -> None:
+        """All batches through one part."""
         # Without outputs there is nothing to run, and no session of it.
         running = session(opened, providers=self._calibration.providers) if outputs else None
         made = [name for name in stage.kept if name not in self._kept.names(0)]
@@ -188,7 +182,6 @@ class _Parts:
                     add_answers(request, batch, answers, shelf)
                 self._kept.put(number, dict(zip(made, results[len(results) - len(made) :], strict=True)))
             self._kept.keep(number, stage.kept)
-            yield batch
 
 
 def _input(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
