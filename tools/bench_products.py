@@ -3,8 +3,8 @@
     python tools/bench_products.py
     python tools/bench_products.py --width 4096 --rows 1,64
 
-Every row is one MatMul of [M, width] with a [width, width] weight, quantized with a preset for a target, in unmodified
-onnxruntime at an accuracy level: 4 rounds activations to int8, 1 leaves them float. The fastest of many runs counts.
+Every row is one MatMul of [M, width] with a [width, width] weight, quantized with a preset for a target, in a session
+of onnxq at an accuracy level: 4 rounds activations to int8, 1 leaves them float. The fastest of many runs counts.
 """
 
 import argparse

@@ -17,7 +17,7 @@ SCRIPTS = {
         ["--windows", "4"],
         (
             r"10,681,086 bytes -> 5,4\d\d,\d{3}; 42 weights quantized\n.*perplexity [\d.]+ on 1,020 tokens\n"
-            r".*code_lm.onnx: perplexity .*\n  42 onnxq MatMulFP6E2M3, folded to float at load\n.*    def "
+            r".*code_lm.onnx: perplexity .*\n  42 onnxq MatMulFP6E2M3 in a native kernel, on packed weights\n.*    def "
         ),
         {"code_lm.onnx"},
     ),
