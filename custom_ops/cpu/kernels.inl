@@ -15,7 +15,8 @@
 constexpr int64_t kReach = 64;
 
 constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
-constexpr int64_t kTileRun = 128;  // rows that are decoded into a buffer for many rows of activations
+constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
+constexpr int kTileSteps = 2;     // steps of columns of that buffer
 constexpr int64_t kWidest = kMaxColumns;  // elements that are dequantized at once
 
 using Vec = Isa::Vec;
@@ -173,6 +174,31 @@ struct Product {
     return buffer;
   }
 
+  // The codes of this block's columns, row after row. Where rows are whole bytes, all begin at the same bit.
+  class Rows {
+   public:
+    Rows(const Product& product, int64_t k)
+        : product_(product), bit_(product.weight_bit(k)), width_(product.row_bits()), now_(at(bit_)) {}
+
+    const typename Decoder::Row& now() const { return now_; }
+
+    void next() {
+      bit_ += width_;
+      if (width_ % 8 == 0) {
+        now_.bytes += width_ / 8;
+      } else {
+        now_ = at(bit_);
+      }
+    }
+
+   private:
+    typename Decoder::Row at(uint64_t bit) const { return row_at_bit(product_.decoder, product_.weight.packed, bit); }
+
+    const Product& product_;
+    uint64_t bit_, width_;
+    typename Decoder::Row now_;
+  };
+
   // What a loop over rows of weights has to mind.
   enum class Mind { kNothing, kZeroPoints, kZeroPointsAndEnd };
 
@@ -211,20 +237,18 @@ struct Product {
     for (int m = 0; m < R; ++m) {
       for (int v = 0; v < 4 * S; ++v) sum[m][v] = Isa::zero();
     }
-    const uint64_t width = row_bits();
     const int64_t each = step_bytes<S>(), one = step_bytes<1>(), offset = at / 8 * weight.format->bits;
     Ahead next = *ahead;
-    uint64_t bit = weight_bit(k);
-    for (int64_t i = 0; i < count; ++i, bit += width) {
-      const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
-      const uint8_t* from = codes.bytes + offset;
+    Rows codes(*this, k);
+    for (int64_t i = 0; i < count; ++i, codes.next()) {
+      const uint8_t* from = codes.now().bytes + offset;
       next.next(each);
       Vec factor[R];
       for (int m = 0; m < R; ++m) factor[m] = Isa::set1(x[m * stride + i]);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         Vec values[4];
-        decode_step<M>(codes, from, at + s * kStep, group, values);
+        decode_step<M>(codes.now(), from, at + s * kStep, group, values);
         from += one;
 #pragma GCC unroll 4
         for (int v = 0; v < 4; ++v) {
@@ -260,6 +284,14 @@ struct Product {
 
   int64_t columns_padded() const { return (columns + kStep - 1) / kStep * kStep; }
 
+  void ask_for_scales(int64_t group, int64_t at, int64_t count) const {
+    if (!weight.scale_per_column) return;
+    const size_t size = size_of(weight.scale_type);
+    const uint8_t* from = static_cast<const uint8_t*>(weight.scale) +
+                          static_cast<size_t>(group * weight.N + column + at) * size;
+    for (size_t i = 0; i < static_cast<size_t>(count) * size; i += 64) Isa::prefetch(from + i);
+  }
+
   // The sums of rows `first` to `last` of the weight.
   template <int R>
   void few_rows(int64_t part, int64_t first, int64_t last) const {
@@ -282,6 +314,7 @@ struct Product {
       constexpr int S = R == 1 ? Isa::kGemvSteps : R == 2 ? (Isa::kGemvSteps + 1) / 2 : 1;
       int64_t at = 0;
       for (; at + S * kStep <= padded; at += S * kStep) {
+        ask_for_scales(g + 1, at, S * kStep);
         multiply_minding<R, S>(mind, k, count, at, x, stride, group, &coming, total);
       }
       for (; at < padded; at += kStep) multiply_minding<R, 1>(mind, k, count, at, x, stride, group, &coming, total);
@@ -296,9 +329,10 @@ struct Product {
     from_floats(results, columns, job.type, job.y, (row + m) * weight.N + column);
   }
 
-  // A tile of R rows x V vectors of results, over `count` decoded rows of weights, [count, kStep].
+  // A tile of R rows x V vectors of results, over `count` decoded rows of weights, `pitch` apart.
   template <int R, int V>
-  ONNXQ_NOINLINE static void tile(const float* x, int64_t stride, const float* weights, int64_t count, float* total, int64_t width) {
+  ONNXQ_NOINLINE static void tile(const float* x, int64_t stride, const float* weights, int64_t pitch, int64_t count,
+                                  float* total, int64_t width) {
     Vec sum[R][V];
     for (int m = 0; m < R; ++m) {
       for (int v = 0; v < V; ++v) sum[m][v] = Isa::load(total + m * width + v * kLanes);
@@ -306,7 +340,7 @@ struct Product {
     for (int64_t i = 0; i < count; ++i) {
       Vec values[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) values[v] = Isa::load(weights + i * kStep + v * kLanes);
+      for (int v = 0; v < V; ++v) values[v] = Isa::load(weights + i * pitch + v * kLanes);
 #pragma GCC unroll 8
       for (int m = 0; m < R; ++m) {
         const Vec factor = Isa::set1(x[m * stride + i]);
@@ -319,72 +353,105 @@ struct Product {
     }
   }
 
-  template <int R>
+  template <int S, int R>
   static void tiles(int64_t height, const float* x, int64_t stride, const float* weights, int64_t count, float* total,
                     int64_t width) {
     if constexpr (R > 1) {
-      if (height < R) return tiles<R - 1>(height, x, stride, weights, count, total, width);
+      if (height < R) return tiles<S, R - 1>(height, x, stride, weights, count, total, width);
     }
-    for (int v = 0; v < 4; v += Isa::kTileVecs) {
-      tile<R, Isa::kTileVecs>(x, stride, weights + v * kLanes, count, total + v * kLanes, width);
+    for (int v = 0; v < 4 * S; v += Isa::kTileVecs) {
+      tile<R, Isa::kTileVecs>(x, stride, weights + v * kLanes, S * kStep, count, total + v * kLanes, width);
     }
   }
 
-  // Decoded and scaled rows of one step of columns, [count, kStep].
-  template <Mind M>
+  // Decoded and scaled rows of S steps of columns, [count, S * kStep]. `group` has the scales of these columns.
+  template <int S, Mind M>
   ONNXQ_NOINLINE void decode_scaled(int64_t k, int64_t count, int64_t at, const Group& group, Ahead* ahead,
                                     float* out) const {
-    Vec scale[4];
-    for (int v = 0; v < 4; ++v) scale[v] = Isa::load(group.scale + at + v * kLanes);
-    const uint64_t width = row_bits();
-    const int64_t each = step_bytes<1>(), offset = at / 8 * weight.format->bits;
-    uint64_t bit = weight_bit(k);
-    for (int64_t i = 0; i < count; ++i, bit += width) {
-      const typename Decoder::Row codes = row_at_bit(decoder, weight.packed, bit);
-      ahead->next(each);
-      Vec values[4];
-      decode_step<M>(codes, codes.bytes + offset, at, group, values);
-      for (int v = 0; v < 4; ++v) Isa::store(out + i * kStep + v * kLanes, Isa::mul(values[v], scale[v]));
-    }
-  }
-
-  void decode_minding(Mind mind, int64_t k, int64_t count, int64_t at, const Group& group, Ahead* ahead,
-                      float* out) const {
-    if constexpr (Decoder::kReaches) {
-      if (mind == Mind::kNothing) return decode_scaled<Mind::kNothing>(k, count, at, group, ahead, out);
-      if (mind == Mind::kZeroPoints) return decode_scaled<Mind::kZeroPoints>(k, count, at, group, ahead, out);
-    }
-    decode_scaled<Mind::kZeroPointsAndEnd>(k, count, at, group, ahead, out);
-  }
-
-  void many_rows() const {
-    Group group;
-    alignas(64) float total[kMaxResults];
-    alignas(64) float buffer[kMaxRows * kTileRun];
-    alignas(64) float weights[kTileRun * kStep];
-    const int64_t padded = columns_padded();
-    memset(total, 0, static_cast<size_t>(rows * padded) * sizeof(float));
-    const int64_t tile_count = (rows + Isa::kTileRows - 1) / Isa::kTileRows;
-    int64_t read = -1;
-    for (int64_t k = 0, count; k < weight.K; k += count) {
-      const int64_t g = k / weight.block;
-      count = smaller(smaller(kTileRun, weight.K - k), (g + 1) * weight.block - k);
-      if (g != read) group.read(weight, zero_decoder, read = g, column, columns);
-      int64_t stride = kTileRun;
-      const float* x = activations(k, count, buffer, &stride);
-      const Mind mind = what_to_mind(k + count - 1, padded - kStep);
-      Ahead coming = ahead(k + kTileRun, weight.K);
-      for (int64_t at = 0; at < padded; at += kStep) {
-        decode_minding(mind, k, count, at, group, &coming, weights);
-        // Rows are shared out evenly: 8 rows are two tiles of 4 rather than one of 6 and one of 2.
-        for (int64_t t = 0; t < tile_count; ++t) {
-          const int64_t top = rows * t / tile_count, below = rows * (t + 1) / tile_count;
-          tiles<Isa::kTileRows>(below - top, x + top * stride, stride, weights, count, total + top * padded + at,
-                                padded);
+    Vec scale[4 * S];
+    for (int v = 0; v < 4 * S; ++v) scale[v] = Isa::load(group.scale + v * kLanes);
+    const int64_t each = step_bytes<S>(), one = step_bytes<1>(), offset = at / 8 * weight.format->bits;
+    Ahead next = *ahead;
+    Rows codes(*this, k);
+    for (int64_t i = 0; i < count; ++i, codes.next()) {
+      const uint8_t* from = codes.now().bytes + offset;
+      next.next(each);
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        Vec values[4];
+        decode_step<M>(codes.now(), from, s * kStep, group, values);
+        from += one;
+        for (int v = 0; v < 4; ++v) {
+          Isa::store(out + (i * 4 * S + 4 * s + v) * kLanes, Isa::mul(values[v], scale[4 * s + v]));
         }
       }
     }
-    for (int64_t m = 0; m < rows; ++m) write(m, total + m * padded);
+    *ahead = next;
+  }
+
+  template <int S>
+  void decode_minding(Mind mind, int64_t k, int64_t count, int64_t at, const Group& group, Ahead* ahead,
+                      float* out) const {
+    if constexpr (Decoder::kReaches) {
+      if (mind == Mind::kNothing) return decode_scaled<S, Mind::kNothing>(k, count, at, group, ahead, out);
+      if (mind == Mind::kZeroPoints) return decode_scaled<S, Mind::kZeroPoints>(k, count, at, group, ahead, out);
+    }
+    decode_scaled<S, Mind::kZeroPointsAndEnd>(k, count, at, group, ahead, out);
+  }
+
+  // The same over all groups that `count` rows reach into.
+  template <int S>
+  void decode_groups(Mind mind, int64_t k, int64_t count, int64_t at, Ahead* ahead, float* out) const {
+    Group group;
+    for (int64_t done = 0, part; done < count; done += part) {
+      const int64_t g = (k + done) / weight.block;
+      part = smaller(count - done, (g + 1) * weight.block - k - done);
+      group.read(weight, zero_decoder, g, column + at, smaller(S * kStep, columns - at));
+      decode_minding<S>(mind, k + done, part, at, group, ahead, out + done * S * kStep);
+    }
+  }
+
+  // `count` rows of the weight in S steps of columns, times all rows of activations.
+  template <int S>
+  void multiply_tiles(Mind mind, int64_t k, int64_t count, int64_t at, const float* x, int64_t stride, Ahead* ahead,
+                      float* total, int64_t width) const {
+    alignas(64) float weights[kTileRun * kTileSteps * kStep];
+    decode_groups<S>(mind, k, count, at, ahead, weights);
+    // Rows are shared out evenly: 8 rows are two tiles of 4 rather than one of 6 and one of 2.
+    const int64_t tile_count = (rows + Isa::kTileRows - 1) / Isa::kTileRows;
+    for (int64_t t = 0; t < tile_count; ++t) {
+      const int64_t top = rows * t / tile_count, below = rows * (t + 1) / tile_count;
+      tiles<S, Isa::kTileRows>(below - top, x + top * stride, stride, weights, count, total + top * width + at, width);
+    }
+  }
+
+  void many_rows() const {
+    // Rows of sums and of activations lie neither side by side in memory nor a power of two apart: those of a tile would
+    // displace each other in the first-level cache.
+    constexpr int64_t kStride = kTileRun + 16;
+    alignas(64) float total[kMaxResults + 16 * kMaxRows];
+    alignas(64) float x[kMaxRows * kStride];
+    const int64_t padded = columns_padded(), width = padded + 16;
+    memset(total, 0, static_cast<size_t>(rows * width) * sizeof(float));
+    // A short run leaves room for codes in the first-level cache; where there is much to compute, sums are to be loaded and
+    // stored less often.
+    const int64_t run = rows <= 32 ? kTileRun / 2 : kTileRun;
+    for (int64_t k = 0, count; k < weight.K; k += count) {
+      count = smaller(run, weight.K - k);
+      for (int64_t m = 0; m < rows; ++m) {
+        to_floats(job.x, (row + m) * weight.K + k, count, job.type, x + m * kStride);
+      }
+      const Mind mind = what_to_mind(k + count - 1, padded - kStep);
+      Ahead coming = ahead(k + run, weight.K);
+      int64_t at = 0;
+      for (; at + kTileSteps * kStep <= padded; at += kTileSteps * kStep) {
+        multiply_tiles<kTileSteps>(mind, k, count, at, x, kStride, &coming, total, width);
+      }
+      for (; at < padded; at += kStep) {
+        multiply_tiles<1>(mind, k, count, at, x, kStride, &coming, total, width);
+      }
+    }
+    for (int64_t m = 0; m < rows; ++m) write(m, total + m * width);
   }
 
   void run_part(int64_t part) const {
