@@ -8,7 +8,7 @@ from onnxq.errors import UsageError
 from onnxq.formats import SCALE_TYPES, Integer, get_format, get_scale_type
 
 Granularity = Literal["tensor", "channel", "group"]
-Method = Literal["rtn", "clip", "search", "gptq"]
+Method = Literal["rtn", "clip", "search", "hqq", "gptq"]
 
 
 def as_list(value: object) -> object:
@@ -26,7 +26,7 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
-        method: How codes are found: `rtn`, `clip`, `search` or `gptq` (docs/recipes.md).
+        method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +66,8 @@ class QuantSpec(BaseModel):
             raise ValueError(f"group_size {self.group_size} needs granularity: group")
         if not self.symmetric and not all(isinstance(get_format(name), Integer) for name in self.format):
             raise ValueError("symmetric: false needs an integer format; floats have no zero point")
+        if self.symmetric and self.method == "hqq":
+            raise ValueError("method hqq moves zero points: set symmetric: false")
         if self.symmetric and any(name.startswith("uint") for name in self.format):
             raise ValueError("an unsigned format cannot hold negative weights: set symmetric: false")
         if not self.symmetric and self.scale != "auto" and SCALE_TYPES[self.scale].name in ("e8m0", "e4m3"):

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import clip, gptq, rtn
+from onnxq.methods.solve import clip, gptq, hqq, rtn
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,14 @@ def _gptq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> So
     return clip.solve(weight, spec) if curvature is None else gptq.solve(weight, spec, curvature)
 
 
+def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None) -> Solution:
+    return hqq.solve(weight, spec)
+
+
 SOLVERS: Mapping[str, Solver] = {
     "rtn": Solver(_rtn, "no", "round to nearest, the scale from the largest magnitude"),
     "clip": Solver(_clip, "uses", "shrink each group's range to where its error is smallest, then round"),
     "search": Solver(_search, "uses", "LLM-FP4: format and exponent bias with the smallest error, then round"),
+    "hqq": Solver(_hqq, "no", "HQQ: zero points that keep large errors few, then round; integers with zero points"),
     "gptq": Solver(_gptq, "needs", "GPTQ: round in turn, later channels make up for the error of earlier ones"),
 }
