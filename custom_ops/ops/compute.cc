@@ -28,7 +28,7 @@ void choose_blocks(int64_t step, MatMul* job) {
   const int64_t blocks = (job->M + kMaxRows - 1) / kMaxRows;
   job->rows = (job->M + blocks - 1) / blocks;
   // Where there is little to compute, wide blocks read faster; else small ones share the work better.
-  const int64_t wanted = cpu_count() * (job->rows <= 32 ? 2 : 4);
+  const int64_t wanted = cpu_count() * (job->rows <= 16 ? 1 : 4);
   const int64_t share = round_up((job->weight.N + wanted - 1) / wanted, step);
   const int64_t room = kMaxResults / job->rows / step * step;
   job->columns = share < room ? share : room;
