@@ -104,7 +104,7 @@ def test_levels_lie_where_inputs_are_strong(spec):
     curvature = Curvature(np.diag(np.where(np.arange(200) % 2, 1e-4, 1)))
     found = rtn.solve(weight, GridSpec([codebook.fit(weight, 3, None, curvature)], None, spec("int3").scale_type))
     error = np.abs(found.decode() - weight)[0]
-    assert error[::2].mean() < 0.01
+    assert error[::2].mean() < 0.035
     assert error[1::2].mean() > 0.05
 
 

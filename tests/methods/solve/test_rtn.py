@@ -75,8 +75,8 @@ def test_codes_are_nearest_and_scales_sane(problem) -> None:
         zero = spread(values[solution.zero_point], k, block)
         assert not symmetric
     units = exact / rows + zero
-    # The division is in float32: half a unit in its last place can turn a tie.
-    slack = np.maximum(np.abs(units), np.abs(taken)) * 2.0**-22
+    # Division and addition are in float32: half a unit in the last place of each can turn a tie.
+    slack = np.maximum(np.abs(units) + np.abs(zero), np.abs(taken)) * 2.0**-22
     assert (np.abs(units - taken) <= nearest_distance(units, values) + slack).all()
     decoded = (taken - zero) * rows
     np.testing.assert_allclose(solution.decode(), decoded, rtol=1e-6, atol=1e-45)
