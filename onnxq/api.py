@@ -63,6 +63,7 @@ def quantize(
     statistics: str | Path | None = None,
     sequential: bool | None = None,
     resume: str | Path | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -83,6 +84,7 @@ def quantize(
             where a method needs data (GPTQ) and they are not kept in a cache.
         resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
             where it was. It stays afterwards.
+        device: `cpu` or `cuda`: where weights are solved; a GPU needs CuPy and pays off for large layers.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -113,10 +115,12 @@ def quantize(
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
         found, solutions = None, None
         if _is_sequential(made, sequential, resume, calibration):
-            solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
+            solutions = _in_sequence(
+                loaded, chosen, (made, weights), calibration, statistics, resume, held, (device, threads)
+            )
         else:
             found = statistics_for(loaded, made, weights, calibration, statistics)
-        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
+        entries = _transform(loaded, chosen, (made, weights), staging, found, (device, threads), progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration, solutions))
@@ -178,7 +182,7 @@ def quantize_proto(
     chosen = load_recipe(recipe)
     made, weights = make_plan(loaded.ir, chosen, check_target(target), Selection(include, exclude))
     found = statistics_for(loaded, made, weights, calibration)
-    entries = _transform(loaded, chosen, (made, weights), Memory(), found, threads, None)
+    entries = _transform(loaded, chosen, (made, weights), Memory(), found, ("cpu", threads), None)
     result = onnx.ModelProto()
     result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
     notes = (*_notes(loaded, made.target), *_calibrated(found, calibration))
@@ -192,7 +196,7 @@ def _transform(
     planned: tuple[Plan, list[Weight]],
     sink: Sink,
     statistics: Statistics | None,
-    threads: int | None,
+    workers: tuple[str, int | None],
     progress: Progress | None,
     solutions: Solutions | None = None,
 ) -> tuple[Entry, ...]:
@@ -217,7 +221,8 @@ def _transform(
             statistics=statistics,
             solutions=solutions,
             non_finite=recipe.non_finite,
-            threads=threads,
+            device=workers[0],
+            threads=workers[1],
             progress=advance,
         )
     )
@@ -235,8 +240,10 @@ def _transform(
 
 def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
     """Whether layers are solved one after the other."""
+    if resume is not None and asked is False:
+        raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
     if asked is not None or resume is not None:
-        return asked is not False
+        return bool(asked or resume)
     return calibration is not None and calibration.cache is None and bool(needy(made))
 
 
@@ -248,7 +255,7 @@ def _in_sequence(
     statistics: str | Path | None,
     folder: str | Path | None,
     held: ExitStack,
-    threads: int | None,
+    workers: tuple[str, int | None],
 ) -> Solutions:
     """Solve everything layer by layer; without a folder, in one that lasts as long as `held`."""
     if statistics is not None or calibration is None:
@@ -259,7 +266,14 @@ def _in_sequence(
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
     made, weights = planned
     return solve_in_sequence(
-        model, made, weights, calibration, Path(folder), non_finite=recipe.non_finite, threads=threads
+        model,
+        made,
+        weights,
+        calibration,
+        Path(folder),
+        non_finite=recipe.non_finite,
+        device=workers[0],
+        threads=workers[1],
     )
 
 
@@ -268,7 +282,9 @@ def _calibrated(
 ) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
     if solutions is not None:
-        return ("calibrated layer by layer, each on the outputs of the quantized layers before it",)
+        made = calibration is not None and calibration.is_synthetic
+        real = " on synthetic samples, made from the input specs: real data does better" if made else ""
+        return (f"calibrated layer by layer, each behind the quantized layers before it{real and ','}{real}",)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
     if statistics.synthetic:

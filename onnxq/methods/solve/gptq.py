@@ -94,7 +94,8 @@ def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) ->
     codes, values = np.empty_like(weight, np.uint8), np.empty_like(weight)
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
-        work[start:end] += feedback[:start, start:end].T @ (weight[:start] - values[:start])
+        if start:
+            work[start:end] += feedback[:start, start:end].T @ (weight[:start] - values[:start])
         for row in range(start, end):
             zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
             codes[row], values[row] = grid.quantize(work[row], grid.scale[0, groups[row]], zero)
