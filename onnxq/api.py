@@ -114,6 +114,8 @@ def quantize(
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
         found, solutions = None, None
+        if calibration is not None and statistics is not None:
+            raise UsageError("give either calibration data or a file of statistics")
         if _is_sequential(made, sequential, resume, calibration):
             solutions = _in_sequence(
                 loaded, chosen, (made, weights), calibration, statistics, resume, held, (device, threads)
@@ -123,7 +125,7 @@ def quantize(
         entries = _transform(loaded, chosen, (made, weights), staging, found, (device, threads), progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration, solutions))
+    notes = (*_notes(loaded, checked_target), *_calibrated(loaded, found, calibration, solutions))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -185,7 +187,7 @@ def quantize_proto(
     entries = _transform(loaded, chosen, (made, weights), Memory(), found, ("cpu", threads), None)
     result = onnx.ModelProto()
     result.CopyFrom(ir.to_proto(loaded.ir) if any(each.format for each in entries) else model)
-    notes = (*_notes(loaded, made.target), *_calibrated(found, calibration))
+    notes = (*_notes(loaded, made.target), *_calibrated(loaded, found, calibration))
     report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
 
@@ -278,20 +280,21 @@ def _in_sequence(
 
 
 def _calibrated(
-    statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
+    model: Model, statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
 ) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
-    if solutions is not None:
-        made = calibration is not None and calibration.is_synthetic
-        real = " on synthetic samples, made from the input specs: real data does better" if made else ""
-        return (f"calibrated layer by layer, each behind the quantized layers before it{real and ','}{real}",)
+    if solutions is not None and calibration is not None:
+        how = "layer by layer: each is calibrated behind the quantized layers before it"
+        return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
-    if statistics.synthetic:
-        return (
-            f"calibrated on {statistics.samples} synthetic samples, made from the input specs: real data does better",
-        )
-    return (f"calibrated on {statistics.samples} samples",)
+    return (_sampled(statistics.samples, synthetic=statistics.synthetic),)
+
+
+def _sampled(samples: int, *, synthetic: bool) -> str:
+    if synthetic:
+        return f"calibrated on {samples} synthetic samples, made from the input specs: real data does better"
+    return f"calibrated on {samples} samples"
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
