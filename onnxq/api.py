@@ -17,7 +17,7 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.calibrate import all_requests, requests, statistics_for
+from onnxq.passes.calibrate import all_requests, needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result, quantize_weights
@@ -64,8 +64,9 @@ def quantize(
     force: bool = False,
     calibration: Calibration | None = None,
     statistics: str | Path | None = None,
-    sequential: bool = False,
+    sequential: bool | None = None,
     resume: str | Path | None = None,
+    device: str = "cpu",
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -83,9 +84,11 @@ def quantize(
         force: Replace an output that exists.
         calibration: Data for methods that look at activations; of the others some do better with it.
         statistics: A file of `calibrate`, in place of the data.
-        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer.
+        sequential: Let the statistics of a layer see the layers before it already quantized, layer by layer. By default
+            where a method needs data (GPTQ) and they are not kept in a cache.
         resume: With `sequential`, a folder where solved weights are kept: new, or of an interrupted run, which goes on
             where it was. It stays afterwards.
+        device: `cpu` or `cuda`: where weights are solved; a GPU needs CuPy and pays off for large layers.
         threads: Weights solved at a time; by default one a processor.
         progress: Told about each weight when it is done.
 
@@ -118,14 +121,18 @@ def quantize(
         loaded = load(model)
         made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
         found, solutions = None, None
-        if sequential or resume is not None:
-            solutions = _in_sequence(loaded, chosen, (made, weights), calibration, statistics, resume, held, threads)
+        if calibration is not None and statistics is not None:
+            raise UsageError("give either calibration data or a file of statistics")
+        if _is_sequential(made, sequential, resume, calibration):
+            solutions = _in_sequence(
+                loaded, chosen, (made, weights), calibration, statistics, resume, held, (device, threads)
+            )
         else:
             found = statistics_for(loaded, made, weights, calibration, statistics)
-        entries = _transform(loaded, chosen, (made, weights), staging, found, threads, progress, solutions)
+        entries = _transform(loaded, chosen, (made, weights), staging, found, (device, threads), progress, solutions)
         written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(found, calibration))
+    notes = (*_notes(loaded, checked_target), *_calibrated(loaded, found, calibration, solutions))
     return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -184,13 +191,13 @@ def quantize_proto(
     chosen = load_recipe(recipe)
     made, weights = make_plan(loaded.ir, chosen, check_target(target), _selection(include, exclude))
     found = statistics_for(loaded, made, weights, calibration)
-    entries = _transform(loaded, chosen, (made, weights), Memory(), found, threads, None)
+    entries = _transform(loaded, chosen, (made, weights), Memory(), found, ("cpu", threads), None)
     result = onnx.ModelProto()
     if any(each.format for each in entries):
         result.ParseFromString(Form.of(loaded.ir).tobytes())
     else:
         result.CopyFrom(model)
-    notes = (*_notes(loaded, made.target), *_calibrated(found, calibration))
+    notes = (*_notes(loaded, made.target), *_calibrated(loaded, found, calibration))
     report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
 
@@ -205,11 +212,12 @@ def _transform(
     planned: tuple[Plan, list[Weight]],
     sink: Sink,
     statistics: Statistics | None,
-    threads: int | None,
+    workers: tuple[str, int | None],
     progress: Progress | None,
     solutions: Solutions | None = None,
 ) -> tuple[Entry, ...]:
     """Quantize what is planned, and bring the graph into the form of the target."""
+    device, threads = workers
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}; at least one has to work")
     made, weights = planned
@@ -232,6 +240,7 @@ def _transform(
             statistics=statistics,
             solutions=solutions,
             non_finite=recipe.non_finite,
+            device=device,
             threads=threads,
             progress=advance,
         )
@@ -248,6 +257,15 @@ def _transform(
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
+def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
+    """Whether layers are solved one after the other."""
+    if resume is not None and asked is False:
+        raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
+    if asked is not None or resume is not None:
+        return bool(asked or resume)
+    return calibration is not None and calibration.cache is None and bool(needy(made))
+
+
 def _in_sequence(
     model: Model,
     recipe: Recipe,
@@ -256,7 +274,7 @@ def _in_sequence(
     statistics: str | Path | None,
     folder: str | Path | None,
     held: ExitStack,
-    threads: int | None,
+    workers: tuple[str, int | None],
 ) -> Solutions:
     """Solve everything layer by layer; without a folder, in one that lasts as long as `held`."""
     if statistics is not None or calibration is None:
@@ -267,19 +285,33 @@ def _in_sequence(
         folder = held.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
     made, weights = planned
     return solve_in_sequence(
-        model, made, weights, calibration, Path(folder), non_finite=recipe.non_finite, threads=threads
+        model,
+        made,
+        weights,
+        calibration,
+        Path(folder),
+        non_finite=recipe.non_finite,
+        device=workers[0],
+        threads=workers[1],
     )
 
 
-def _calibrated(statistics: Statistics | None, calibration: Calibration | None) -> tuple[str, ...]:
+def _calibrated(
+    model: Model, statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
+) -> tuple[str, ...]:
     """On what the statistics were collected, for the report."""
+    if solutions is not None and calibration is not None:
+        how = "layer by layer: each is calibrated behind the quantized layers before it"
+        return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
     if statistics is None:
         return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
-    if statistics.synthetic:
-        return (
-            f"calibrated on {statistics.samples} synthetic samples, made from the input specs: real data does better",
-        )
-    return (f"calibrated on {statistics.samples} samples",)
+    return (_sampled(statistics.samples, synthetic=statistics.synthetic),)
+
+
+def _sampled(samples: int, *, synthetic: bool) -> str:
+    if synthetic:
+        return f"calibrated on {samples} synthetic samples, made from the input specs: real data does better"
+    return f"calibrated on {samples} samples"
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:

@@ -45,6 +45,24 @@ StatisticsFile = Annotated[
         "--stats", metavar="FILE", help="Statistics of 'onnxq calibrate', in place of --calib.", show_default=False
     ),
 ]
+Sequential = Annotated[
+    bool | None,
+    typer.Option(
+        "--sequential/--at-once",
+        help="Calibrate layer by layer, each behind the quantized layers before it, or all on the float model. By "
+        "default layer by layer for methods that need data.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="FOLDER",
+        help="Keep solved layers in this folder, and go on from there after an interruption.",
+        show_default=False,
+    ),
+]
 
 
 def quantize(
@@ -64,6 +82,8 @@ def quantize(
     calib_batch: CalibrationBatch = 4,
     calib_cache: CalibrationCache = None,
     statistics: StatisticsFile = None,
+    sequential: Sequential = None,
+    resume: Resume = None,
     providers: Providers = None,
     threads: Threads = None,
     as_json: AsJson = False,
@@ -107,6 +127,8 @@ def quantize(
             force=force,
             calibration=calibration or None,
             statistics=statistics,
+            sequential=sequential,
+            resume=resume,
             threads=threads,
             progress=lambda _, done, total: advance(done, total, "writing" if done == total else None),
         )

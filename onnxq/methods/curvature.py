@@ -9,6 +9,8 @@ from onnxq.errors import NonFiniteError
 from onnxq.formats.base import Floats
 from onnxq.methods.backend import to_host
 
+Feedback = tuple[np.ndarray, Floats, Floats]
+
 # Ten times the damping, at most so often, until H can be factored.
 _ATTEMPTS = 6
 
@@ -35,15 +37,15 @@ class Curvature:
         scaled = matrix / mean if mean > 0 else matrix
         self.matrix: Floats = scaled.astype(np.float32, copy=False)
         self.energy: Floats = np.diag(self.matrix).copy()
-        self._kept: dict[tuple[bool, float], tuple[np.ndarray, Floats]] = {}
+        self._kept: dict[tuple[bool, float], Feedback] = {}
         self._lock = threading.Lock()
 
     def error(self, difference: Any, xp: Any = np) -> float:
         """The sum of e'He over the columns e of a difference [K, C] between two weights."""
         return float((xp.asarray(self.matrix) @ difference * difference).sum(dtype=xp.float64))
 
-    def feedback(self, *, act_order: bool, damping: float, xp: Any = np) -> tuple[np.ndarray, Floats]:
-        """What the errors of earlier channels mean for later ones.
+    def feedback(self, *, act_order: bool, damping: float, xp: Any = np) -> Feedback:
+        """What the errors of earlier channels mean for later ones, and what an error that is left costs.
 
         With H = R D R', R upper triangular with ones on its diagonal, e'He is the sum over k of D_k times the square of
         e_k + sum over i < k of R_ik e_i: whoever rounds channel k sees the errors before it and can cancel their sum.
@@ -54,12 +56,15 @@ class Curvature:
             xp: Array module that factors.
 
         Returns:
-            The order, [K] integers, and R in that order: float32 [K, K].
+            The order, [K] integers; R in that order, float32 [K, K]; D as the channels are stored, float32 [K].
         """
         with self._lock:
             if (act_order, damping) not in self._kept:
                 order = np.argsort(-self.energy, kind="stable") if act_order else np.arange(len(self.energy))
-                self._kept[act_order, damping] = order, _unit_upper(self._damped(order), damping, xp)
+                upper, left = _factor(self._damped(order), damping, xp)
+                costs = np.empty_like(left)
+                costs[order] = left
+                self._kept[act_order, damping] = order, upper, costs
             return self._kept[act_order, damping]
 
     def _damped(self, order: np.ndarray) -> np.ndarray:
@@ -70,8 +75,8 @@ class Curvature:
         return wide
 
 
-def _unit_upper(h: np.ndarray, damping: float, xp: Any) -> Floats:
-    """R of H = R D R'; the unit matrix, which is rounding to nearest, where H cannot be factored at all."""
+def _factor(h: np.ndarray, damping: float, xp: Any) -> tuple[Floats, Floats]:
+    """R and D of H = R D R'; the unit matrix, which is rounding to nearest, where H cannot be factored at all."""
     # The Cholesky factor of the reversed matrix, reversed, is upper triangular.
     turned = xp.asarray(h[::-1, ::-1])
     for _ in range(_ATTEMPTS):
@@ -81,7 +86,9 @@ def _unit_upper(h: np.ndarray, damping: float, xp: Any) -> Floats:
             lower = None
         # CuPy gives NaN where numpy raises.
         if lower is not None and bool(xp.isfinite(lower).all()):
-            upper = to_host((lower / xp.diag(lower)).astype(xp.float32))[::-1, ::-1]
-            return np.ascontiguousarray(upper)
+            diagonal = xp.diag(lower)
+            upper = to_host((lower / diagonal).astype(xp.float32))[::-1, ::-1]
+            costs = to_host((diagonal**2).astype(xp.float32))[::-1]
+            return np.ascontiguousarray(upper), np.ascontiguousarray(costs)
         damping = max(10 * damping, 1e-8)
-    return np.eye(len(h), dtype=np.float32)
+    return np.eye(len(h), dtype=np.float32), np.diag(h).astype(np.float32)

@@ -126,6 +126,12 @@ def all_requests(weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
     return wanted
 
 
+def needy(plan: Plan) -> list[str]:
+    """Methods of a plan that cannot do without data."""
+    methods = {each.spec.method for each in plan if each.spec is not None}
+    return sorted(name for name in methods if SOLVERS[name].hessian == "needs")
+
+
 def statistics_for(
     model: Model,
     plan: Plan,
@@ -143,9 +149,8 @@ def statistics_for(
         raise UsageError("give either calibration data or a file of statistics")
     wanted = requests(plan, weights, model.ir.graph)
     if calibration is None and file is None:
-        methods = {each.spec.method for each in plan if each.spec is not None}
-        if needy := sorted(name for name in methods if SOLVERS[name].hessian == "needs"):
-            raise UsageError(f"method {', '.join(needy)} needs calibration data: --calib DATA, or --calib synthetic")
+        if methods := needy(plan):
+            raise UsageError(f"method {', '.join(methods)} needs calibration data: --calib DATA, or --calib synthetic")
         return None
     if not wanted:
         return None

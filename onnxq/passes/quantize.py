@@ -12,6 +12,7 @@ from functools import partial
 
 import onnx_ir as ir
 
+from onnxq.methods.backend import get_module
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
@@ -54,6 +55,7 @@ def quantize_weights(
     statistics: Statistics | None = None,
     solutions: Solutions | None = None,
     non_finite: NonFinitePolicy = "error",
+    device: str = "cpu",
     threads: int | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> list[Result]:
@@ -67,6 +69,7 @@ def quantize_weights(
         statistics: From a calibration run on the same model, for methods that want them.
         solutions: Of all weights that the plan quantizes, where they are solved already.
         non_finite: What to do with a weight that holds NaN or Inf.
+        device: `cpu` or `cuda`: where weights are solved.
         threads: How many weights are solved at a time; by default as many as there are processors.
         progress: Called with a weight's name and size in elements when it is done.
 
@@ -76,13 +79,13 @@ def quantize_weights(
     Raises:
         NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
     """
-    editor, curvatures = Editor(model), Curvatures(statistics)
+    editor, curvatures, xp = Editor(model), Curvatures(statistics), get_module(device)
     work = work_of(model.graph, plan, weights)
 
     def solved(number: int) -> Solution | str:
         if solutions is not None:
             return solutions.get(number)
-        return solve(work[number], non_finite, curvatures.of(work[number].measured))
+        return solve(work[number], non_finite, curvatures.of(work[number].measured), xp)
 
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:

@@ -18,6 +18,7 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
+from onnxq.methods.backend import get_module
 from onnxq.model.constants import view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
@@ -49,6 +50,7 @@ def solve_in_sequence(
     folder: Path,
     *,
     non_finite: NonFinitePolicy = "error",
+    device: str = "cpu",
     threads: int | None = None,
     budget_bytes: int = BUDGET_BYTES,
     progress: Callable[[int, int], None] | None = None,
@@ -63,6 +65,7 @@ def solve_in_sequence(
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
         non_finite: What to do with a weight that holds NaN or Inf.
+        device: `cpu` or `cuda`: where weights are solved.
         threads: How many weights are solved at a time; by default as many as there are processors.
         budget_bytes: Of activations in memory; more lie in temporary files.
         progress: Called with stages done and all.
@@ -73,6 +76,7 @@ def solve_in_sequence(
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.
     """
+    xp = get_module(device)
     work = work_of(model.ir.graph, plan, weights)
     solutions = Solutions(folder, _run(model, plan, calibration, non_finite))
     layers = [
@@ -92,7 +96,7 @@ def solve_in_sequence(
         def finish(numbers: Sequence[int], statistics: Statistics | None) -> None:
             curvatures = Curvatures(statistics)
             left = [number for number in numbers if not solutions.has(number)]
-            calls = [partial(solve, work[at], non_finite, curvatures.of(work[at].measured)) for at in left]
+            calls = [partial(solve, work[at], non_finite, curvatures.of(work[at].measured), xp) for at in left]
             for number, solution in zip(left, in_order(executor, calls), strict=True):
                 solutions.put(number, solution, grouping(work[number].weight, work[number].spec).scale_type.name)
 

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -76,13 +77,14 @@ def in_order(executor: Executor, calls: Sequence[Callable[[], Solution | str]]) 
             future.cancel()
 
 
-def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None) -> Solution | str:
+def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: Any = np) -> Solution | str:
     """Codes and scales of one weight, or why it is left alone.
 
     Args:
         item: The weight.
         policy: What to do with NaN and Inf.
         curvature: Of its reading; only where its solver wants one.
+        xp: Array module that computes.
 
     Raises:
         NonFiniteError: It holds NaN or Inf, and the policy is `error`.
@@ -96,9 +98,9 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None) -> S
 
     def solved(array: np.ndarray) -> Solution:
         if curvature is None or group.matrix[2] != 1:
-            return solver.solve(array, grid, curvature)
+            return solver.solve(array, grid, curvature, xp)
         # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature))
+        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature, xp))
 
     try:
         return solved(array)

@@ -24,7 +24,7 @@ def test_calibration_ahead_and_at_once_give_the_same_model(onnxq, model, data, w
     assert "2 tensors seen on 20 samples" in done.out
     assert f"Wrote {stats}" in done.out
     assert onnxq("quantize", model, "-o", first, "-r", "int4-gptq", "--stats", stats).code == 0
-    done = onnxq("quantize", model, "-o", second, "-r", "int4-gptq", "--calib", data)
+    done = onnxq("quantize", model, "-o", second, "-r", "int4-gptq", "--calib", data, "--at-once")
     assert "note: calibrated on 20 samples" in done.out
     assert first.read_bytes() == second.read_bytes()
     assert onnxq("quantize", model, "-o", model.with_name("rtn.onnx"), "-r", "int4").code == 0

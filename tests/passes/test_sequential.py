@@ -158,6 +158,28 @@ def test_quantize_writes_what_was_solved(data, tmp_path):
     assert (tmp_path / "q.onnx").exists()
 
 
+def test_a_run_is_kept_in_a_folder_and_taken_from_it(data, tmp_path, monkeypatch):
+    onnx.save(proto(), tmp_path / "m.onnx")
+    given = {"calibration": Calibration(data), "resume": tmp_path / "kept", "force": True}
+    onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "a.onnx", **given)
+    monkeypatch.setattr(sequential, "solve", None)
+    onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "b.onnx", **given)
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    with pytest.raises(OnnxqError, match="resume"):
+        onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "a.onnx", sequential=False, **given)
+
+
+def test_statistics_in_a_cache_are_those_of_the_float_model(data, tmp_path):
+    onnx.save(proto(), tmp_path / "m.onnx")
+    notes = [
+        onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "q.onnx", force=True, calibration=given).notes
+        for given in (Calibration(data), Calibration(data, cache=tmp_path / "kept.safetensors"))
+    ]
+    assert any("layer by layer" in note for note in notes[0])
+    assert not any("layer by layer" in note for note in notes[1])
+    assert notes[0][-1] == notes[1][-1] == "calibrated on 50 samples"
+
+
 def test_sequential_without_data_says_what_is_missing(tmp_path):
     onnx.save(proto(), tmp_path / "m.onnx")
     with pytest.raises(OnnxqError, match="data"):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,34 +17,34 @@ class Solver:
     """A way from a weight to codes and scales.
 
     Attributes:
-        solve: (weight [A, K, C], spec, curvature or None) -> solution.
+        solve: (weight [A, K, C], spec, curvature or None, array module) -> solution.
         hessian: Whether it needs X'X of the layer's inputs, uses it where there is one, or never looks at it.
         about: One line for people.
     """
 
-    solve: Callable[[np.ndarray, GridSpec, Curvature | None], Solution]
+    solve: Callable[[np.ndarray, GridSpec, Curvature | None, Any], Solution]
     hessian: Literal["needs", "uses", "no"]
     about: str
 
 
-def _rtn(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None) -> Solution:
+def _rtn(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None, _xp: Any) -> Solution:
     return rtn.solve(weight, spec)
 
 
-def _clip(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
-    return clip.solve(weight, spec, curvature)
+def _clip(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
+    return clip.solve(weight, spec, curvature, xp=xp)
 
 
-def _search(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
-    return clip.solve(weight, spec, curvature, clip.OCTAVES)
+def _search(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
+    return clip.solve(weight, spec, curvature, clip.OCTAVES, xp=xp)
 
 
-def _gptq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None) -> Solution:
+def _gptq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
     # Without statistics of its inputs (a convolution, an embedding) a weight is clipped and rounded.
-    return clip.solve(weight, spec) if curvature is None else gptq.solve(weight, spec, curvature)
+    return clip.solve(weight, spec, xp=xp) if curvature is None else gptq.solve(weight, spec, curvature, xp=xp)
 
 
-def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None) -> Solution:
+def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None, _xp: Any) -> Solution:
     return hqq.solve(weight, spec)
 
 

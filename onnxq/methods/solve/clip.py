@@ -56,7 +56,7 @@ OCTAVES = Search(
 )
 
 # Of the mean energy, added to each channel: what was silent on the calibration data may not stay so.
-_FLOOR = 0.01
+FLOOR = np.float32(0.01)
 
 
 def solve(
@@ -96,13 +96,13 @@ def best_grid(
     curvature: Curvature | None = None,
     search: Search | None = None,
     *,
-    joint: bool = True,
+    energy: Floats | None = None,
     xp: Any = np,
 ) -> Grid:
     """The grid that `solve` rounds to; arguments as there.
 
-    Without `joint` only the diagonal of H counts, each error for itself: what a solver wants that makes up for one
-    error by the next.
+    With `energy`, [K], the squared error of a row costs that much by itself, whatever the other rows do: what a solver
+    wants that makes up for one error by the next. H does not matter then.
     """
     exact = xp.asarray(weight.astype(np.float32, copy=False))
     low, high = extremes(weight, spec.block)
@@ -112,7 +112,7 @@ def best_grid(
         zero_points = not spec.symmetric and isinstance(kind, Integer)
         for factors in chosen.candidates(search or (ENDS if zero_points else SHRINK)):
             grid = lay(kind, low * factors[0], high * factors[1], spec)
-            chosen.take(factors, _group_errors(exact, grid, curvature, joint))
+            chosen.take(factors, _errors(exact, grid, curvature, energy))
         total = float(chosen.least.sum())
         if best is None or total < best[0]:
             best = total, lay(kind, low * chosen.factors[0], high * chosen.factors[1], spec)
@@ -141,28 +141,28 @@ class _Chosen:
             mine[improved] = theirs[improved]
 
 
-def _group_errors(weight: Any, grid: Grid, curvature: Curvature | None, joint: bool) -> np.ndarray:
+def _errors(weight: Any, grid: Grid, curvature: Curvature | None, energy: Floats | None) -> np.ndarray:
     """The error of each group, float64 of the shape of the scales."""
-    if curvature is not None and joint:
+    if curvature is not None and energy is None:
         return _joint_errors(weight, grid, curvature)
     xp = module_of(weight)
     grid, errors = grid.on(xp), xp.zeros(grid.scale.shape)
-    energy = None if curvature is None else xp.asarray(curvature.energy + np.float32(_FLOOR))
+    costs = None if energy is None else xp.asarray(energy)
     for chunk in chunks(weight.shape, grid.block, chunk_size(weight)):
         exact = chunk.of(weight)
         zero_point = None if grid.zero_point is None else chunk.scale(grid.zero_point)
         _, values = grid.quantize(exact, chunk.scale(grid.scale), zero_point)
         values -= exact
         values *= values
-        if energy is not None:
-            values *= energy[chunk.part[1]].reshape(1, -1, chunk.rows, 1)
+        if costs is not None:
+            values *= costs[chunk.part[1]].reshape(1, -1, chunk.rows, 1)
         total = values.sum(axis=2)
         errors[chunk.groups] += total if grid.block is not None else total.sum()
     return to_host(errors)
 
 
 def _joint_errors(weight: Any, grid: Grid, curvature: Curvature) -> np.ndarray:
-    """As `_group_errors`, with what the errors of the rows of a group make together."""
+    """As `_errors`, with what the errors of the rows of a group make together."""
     xp = module_of(weight)
     grid, errors = grid.on(xp), xp.zeros(grid.scale.shape)
     h = xp.asarray(curvature.matrix)
@@ -171,6 +171,6 @@ def _joint_errors(weight: Any, grid: Grid, curvature: Curvature) -> np.ndarray:
         zero_point = None if grid.zero_point is None else grid.zero_point[:, here]
         _, values = grid.quantize(part, grid.scale[:, here], zero_point)
         values -= part
-        total = ((h[rows, rows] @ values + np.float32(_FLOOR) * values) * values).sum(axis=1)
+        total = ((h[rows, rows] @ values + FLOOR * values) * values).sum(axis=1)
         errors[:, group] = total if grid.block is not None else total.sum()
     return to_host(errors)

@@ -8,6 +8,7 @@ H itself, without an inverse: what a channel has to make up for is the sum of th
 of R in H = R D R' (QuIP, arXiv 2307.13304, theorem 6).
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from onnxq.methods.solve import clip, rtn
 _BLOCK = 64
 
 DAMPING = 0.01
+# Of the old values, when a grid is laid anew: they swing less from one turn to the next.
+_MOMENTUM = np.float32(0.5)
 
 
 def solve(
@@ -33,9 +36,14 @@ def solve(
     act_order: bool = True,
     damping: float = DAMPING,
     search: clip.Search | None = None,
+    turns: int | None = None,
     xp: Any = np,
 ) -> Solution:
     """Quantize one weight; never worse than rounding it to nearest, in the error of the layer.
+
+    What is rounded in the end is not the weight but the weight with all that makes up for earlier errors. At two or
+    three bits that lies far from the weight, so a grid that suits the weight does not suit it: after each turn the grid
+    is laid anew for the values that were rounded, and of all turns the one with the smallest error is taken.
 
     Args:
         weight: [1, K, C], any float type, finite: K input channels, C output channels.
@@ -45,28 +53,51 @@ def solve(
         act_order: Go through input channels by falling energy.
         damping: Share of the mean energy that is added to each.
         search: Ranges that are tried for each group, as in `clip`; `clip.NONE` takes the largest magnitude.
+        turns: How often all is rounded; by default four times for formats of up to three bits, twice for others.
         xp: Array module that computes: numpy, or CuPy on a GPU.
     """
-    grid = clip.best_grid(weight, spec, curvature, search, joint=False, xp=xp)
     exact = weight[0].astype(np.float32, copy=False)
-    order, feedback = curvature.feedback(act_order=act_order, damping=damping, xp=xp)
-    groups = np.asarray(row_groups(len(exact), spec.block), np.intp)[order]
-    codes, errors = _round_in_turn(xp.asarray(exact[order]), grid.on(xp), groups.tolist(), xp.asarray(feedback))
-    back = np.argsort(order)
-    squared = float(np.vdot(errors, errors)), float(np.vdot(exact, exact))
-    return clip.better(weight, grid.solution(codes[back][None], *squared), rtn.solve(weight, spec), curvature, xp)
+    order, feedback, costs = curvature.feedback(act_order=act_order, damping=damping, xp=xp)
+    back, groups = np.argsort(order), np.asarray(row_groups(len(exact), spec.block), np.intp)[order].tolist()
+    ordered, feedback = xp.asarray(exact[order]), xp.asarray(feedback)
+    grid = clip.best_grid(weight, spec, None, search, energy=curvature.energy + clip.FLOOR, xp=xp)
+    best, least, seen = None, np.inf, exact
+    count = turns or (4 if grid.format.bits <= 3 else 2)
+    for turn in range(count):
+        codes, values = _round_in_turn(ordered, grid.on(xp), groups, feedback)
+        error = ordered - values
+        if (cost := _cost(error, feedback, costs[order], xp)) < least or best is None:
+            squared = float(xp.vdot(error, error)), float(np.vdot(exact, exact))
+            best, least = grid.solution(to_host(codes)[back][None], *squared), cost
+        if turn + 1 < count:
+            seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + _carried(feedback, error, xp))[back]
+            grid = clip.best_grid(seen[None], replace(spec, formats=[grid.format]), None, search, energy=costs, xp=xp)
+    if best is None:
+        raise ValueError(f"{turns} turns")
+    return clip.better(weight, best, rtn.solve(weight, spec), curvature, xp)
 
 
-def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) -> tuple[np.ndarray, Floats]:
-    """Codes, and weights minus their values, both [K, C]; `groups` says whose scales each row has."""
+def _carried(feedback: Any, error: Any, xp: Any) -> Any:
+    """What each row has to make up for: [K, C]."""
+    return xp.triu(feedback, 1).T @ error
+
+
+def _cost(error: Any, feedback: Any, costs: Floats, xp: Any) -> float:
+    """The sum of e'He, damped: what is left in each row, at its cost."""
+    left = error + _carried(feedback, error, xp)
+    return float((left * left * xp.asarray(costs)[:, None]).sum(dtype=xp.float64))
+
+
+def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) -> tuple[Any, Any]:
+    """Codes and their values, both [K, C]; `groups` says whose scales each row has."""
     work, k = weight.copy(), len(weight)
-    codes, errors = np.empty_like(weight, np.uint8), np.empty_like(weight)
+    codes, values = np.empty_like(weight, np.uint8), np.empty_like(weight)
     for start in range(0, k, _BLOCK):
         end = min(start + _BLOCK, k)
-        work[start:end] += feedback[:start, start:end].T @ errors[:start]
+        if start:
+            work[start:end] += feedback[:start, start:end].T @ (weight[:start] - values[:start])
         for row in range(start, end):
             zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
-            codes[row], values = grid.quantize(work[row], grid.scale[0, groups[row]], zero)
-            errors[row] = weight[row] - values
-            work[row + 1 : end] += feedback[row, row + 1 : end, None] * errors[row]
-    return to_host(codes), to_host(errors)
+            codes[row], values[row] = grid.quantize(work[row], grid.scale[0, groups[row]], zero)
+            work[row + 1 : end] += feedback[row, row + 1 : end, None] * (weight[row] - values[row])
+    return codes, values

@@ -13,7 +13,7 @@ def test_every_solver_takes_every_weight(name, layer, spec):
     weight, h = layer(0, 50, 6)
     solver = SOLVERS[name]
     for seen in (None, Curvature(h)):
-        found = solver.solve(weight, spec("uint4"), seen)
+        found = solver.solve(weight, spec("uint4"), seen, np)
         assert found.codes.shape == weight.shape
         assert found.sqnr_db > 10
 
