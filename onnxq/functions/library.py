@@ -53,6 +53,8 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
+    if operator == "Hadamard":
+        return (_renamed(bodies.hadamard(domain), {operator: operator}),)
     match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)

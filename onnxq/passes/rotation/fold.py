@@ -1,0 +1,204 @@
+"""Carry rotations out: into the weights before and behind them, and as operators of their own where there are none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.functions import DOMAIN
+from onnxq.methods.equalize.rotation import Rotation
+from onnxq.model.constants import undo_views
+from onnxq.model.sites import Weight
+from onnxq.passes.edit import Editor, drop_unused
+from onnxq.passes.rotation.linear import Linear, constant_array, constant_shape, is_standard
+from onnxq.passes.rotation.norm import Norm, Operand
+from onnxq.passes.rotation.places import Heads
+from onnxq.passes.rotation.stream import Stream
+from onnxq.passes.sink import Sink
+
+
+@dataclass
+class Turns:
+    """What happens around one linear.
+
+    Attributes:
+        x: What its input is rotated by.
+        y: What rotates its output; `columns` of it where that is not all.
+        columns: See `y`.
+        norm: Whose scale and shift move into it.
+        online: An operator rotates its input.
+    """
+
+    x: Rotation | None = None
+    y: list[tuple[Rotation, tuple[int, int]]] = field(default_factory=list)
+    norm: Norm | None = None
+    online: bool = False
+
+
+class Folding:
+    """Collects rotations; each weight is written once, with all that reach it."""
+
+    def __init__(self) -> None:
+        self._turns: dict[Linear, Turns] = {}
+        self._streams: list[tuple[Stream, Rotation]] = []
+
+    def of(self, linear: Linear) -> Turns:
+        """What happens around a linear so far."""
+        return self._turns.setdefault(linear, Turns())
+
+    def rotate_stream(self, stream: Stream, turn: Rotation) -> None:
+        """Rotate a residual stream."""
+        self._streams.append((stream, turn))
+        for linear in stream.linears:
+            self.of(linear).y.append((turn, (0, stream.width)))
+        for linear, norm in stream.readers:
+            self.of(linear).x = turn
+            self.of(linear).norm = norm
+
+    def rotate_heads(self, heads: Heads, turn: Rotation) -> None:
+        """Rotate the values of an attention within each head."""
+        first, last = heads.columns
+        self.of(heads.value).y.append((turn.repeated((last - first) // heads.width), heads.columns))
+        self.of(heads.output).x = turn.repeated(heads.output.weight.shape[0] // heads.width)
+
+    def rotate_input(self, linear: Linear, turn: Rotation) -> None:
+        """Rotate the input of a linear by an operator."""
+        self.of(linear).x = turn
+        self.of(linear).online = True
+
+    def write(self, model: ir.Model, sink: Sink) -> None:
+        """Change the graph."""
+        writing = _Writing(Editor(model), sink)
+        biases = {_bias_of(linear) for linear in self._turns}
+        for stream, turn in self._streams:
+            for node, at in stream.constants:
+                if (node, at) not in biases:
+                    writing.operand(node, at, turn.apply(constant_array(node.inputs[at])))
+            for weight in stream.tables:
+                writing.weight(weight, turn.apply(weight.read(), axis=-1))
+        for linear, turns in self._turns.items():
+            writing.linear(linear, turns)
+        for norm in dict.fromkeys(norm for stream, _ in self._streams for norm in stream.norms):
+            for operand, number in ((norm.scale, 1.0), (norm.shift, 0.0)):
+                if operand is not None:
+                    writing.operand(*operand, np.full(constant_array(operand[0].inputs[operand[1]]).shape, number))
+        for stream, turn in self._streams:
+            dtype = stream.readers[0][0].weight.dtype
+            for value in stream.exits:
+                readers = [use for use in value.uses() if use[0] not in stream.inner]
+                writing.online(value, readers, turn.inverse, dtype)
+            for value in stream.entries:
+                writing.online(value, list(value.uses()), turn, dtype)
+
+
+class _Writing:
+    """New constants and nodes of one model."""
+
+    def __init__(self, editor: Editor, sink: Sink) -> None:
+        self._editor = editor
+        self._sink = sink
+
+    def linear(self, linear: Linear, turns: Turns) -> None:
+        """The weight and the bias of a linear, and the operator before it."""
+        made = linear.weight.read().astype(np.float64)
+        added: np.ndarray | None = None
+        if turns.norm is not None:
+            if turns.norm.shift is not None:
+                added = _flat(turns.norm.shift) @ made
+            made = _flat(turns.norm.scale)[:, None] * made
+        if turns.x is not None:
+            made = turns.x.apply(made, axis=0)
+        bias = _bias_of(linear)
+        if bias is not None:
+            old = constant_array(bias[0].inputs[bias[1]]).astype(np.float64)
+            added = np.broadcast_to(old, (*old.shape[:-1], made.shape[1])) + (0 if added is None else added)
+        for turn, (first, last) in turns.y:
+            for each in (made, added):
+                if each is not None:
+                    each[..., first:last] = turn.apply(each[..., first:last])
+        self.weight(linear.weight, made)
+        if bias is not None and added is not None:
+            self.operand(*bias, added)
+        elif added is not None and added.any():
+            self._add_bias(linear, added)
+        if turns.online and turns.x is not None:
+            self.online(linear.x, [(linear.node, 0)], turns.x, linear.weight.dtype)
+
+    def weight(self, weight: Weight, array: np.ndarray) -> None:
+        """Let a weight hold other numbers, in the type in which operators read it."""
+        dims = tuple(weight.tensor.shape.numpy())
+        stored = undo_views(array.astype(weight.dtype.numpy()), dims, weight.steps)
+        tensor = self._sink.append(weight.tensor.name or "", weight.dtype, dims, [stored])
+        source, producer = weight.source, weight.source.producer()
+        if producer is None:
+            source.const_value = tensor
+        else:
+            producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        for value in (source, *(node.outputs[0] for node in weight.sites[0].chain)):
+            value.type = ir.TensorType(weight.dtype)
+
+    def operand(self, node: ir.Node, at: int, array: np.ndarray) -> None:
+        """Give a node another constant in the place of one that it reads."""
+        old = node.inputs[at]
+        if old is None:
+            raise ValueError(node.name)
+        node.replace_input_with(at, self._constant(f"{old.name}_rotated", array, constant_array(old).dtype, old))
+        drop_unused(old)
+
+    def online(self, value: ir.Value, readers: Sequence[Operand], turn: Rotation, dtype: ir.DataType) -> None:
+        """Give readers of a value what an operator makes of it."""
+        sides = [
+            self._constant(f"{value.name}_{side}", matrix, dtype.numpy(), value)
+            for side, matrix in (("left", turn.left.T), ("right", turn.right))
+        ]
+        result = ir.Value(name=f"{value.name}_rotated", type=ir.TensorType(dtype), shape=value.shape)
+        first = min((node for node, _ in readers), key=_position)
+        made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
+        for node, at in readers:
+            node.replace_input_with(at, made)
+
+    def _add_bias(self, linear: Linear, array: np.ndarray) -> None:
+        dtype = linear.weight.dtype.numpy()
+        constant = self._constant(f"{linear.weight.source.name}_bias", array, dtype, linear.weight.source)
+        if is_standard(linear.node, "Gemm"):
+            linear.node.resize_inputs(3)
+            linear.node.replace_input_with(2, constant)
+            return
+        y, users, graph = linear.y, list(linear.y.uses()), linear.node.graph
+        node = ir.Node("", "Add", [y, constant], num_outputs=1, name=self._editor.fresh(f"{y.name}_biased"))
+        made = node.outputs[0]
+        made.name, made.type, made.shape = node.name, y.type, y.shape
+        linear.node.append(node)
+        for each, at in users:
+            each.replace_input_with(at, made)
+        if isinstance(graph, ir.Graph) and y.is_graph_output():
+            y.name, made.name = made.name, y.name
+            graph.outputs[list(graph.outputs).index(y)] = made
+
+    def _constant(self, name: str, array: np.ndarray, dtype: np.dtype[np.generic], owner: ir.Value) -> ir.Value:
+        stored = np.ascontiguousarray(array.astype(dtype))
+        kind = ir.DataType.from_numpy(stored.dtype)
+        tensor = self._sink.append(self._editor.fresh(name), kind, stored.shape, [stored])
+        return self._editor.constant(tensor, owner)
+
+
+def _flat(operand: Operand) -> np.ndarray:
+    return constant_array(operand[0].inputs[operand[1]]).astype(np.float64).reshape(-1)
+
+
+def _bias_of(linear: Linear) -> Operand | None:
+    """The constant that is added to all that a linear puts out, if there is one."""
+    if is_standard(linear.node, "Gemm"):
+        found = len(linear.node.inputs) > 2 and constant_shape(linear.node.inputs[2]) is not None
+        return (linear.node, 2) if found else None
+    uses = list(linear.y.uses())
+    if len(uses) != 1 or not is_standard(uses[0][0], "Add") or linear.y.is_graph_output():
+        return None
+    node, at = uses[0]
+    shape = constant_shape(node.inputs[1 - at])
+    return (node, 1 - at) if shape and shape[-1] == linear.weight.shape[1] else None
+
+
+def _position(node: ir.Node) -> int:
+    return 0 if node.graph is None else list(node.graph).index(node)
