@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
@@ -126,15 +127,14 @@ def quantize(
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch)
-        entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.is_changed:
             _sign(done.model, asked)
             written = staging.commit(done.model, external=loaded.external or None)
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _report(loaded, written, done.plan, entries, started=started, output_bytes=size_bytes, notes=notes)
+    return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
 
 
 def calibrate(
@@ -163,13 +163,20 @@ def calibrate(
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
         OutputError: The output exists, or cannot be written.
+        UsageError: The recipe changes the float model before it quantizes.
     """
     check_file(Path(output), force=force)
     loaded = load(model)
-    if recipe is None:
+    chosen = None if recipe is None else load_recipe(recipe)
+    if chosen is not None and chosen.equalize:
+        raise UsageError(
+            f"recipe '{chosen.name}' changes the float model first, and its methods look at the changed one: give the "
+            "data to 'onnxq quantize', or leave out the recipe"
+        )
+    if chosen is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
+        made, weights = make_plan(loaded.ir, chosen, "ort")
         wanted = requests(made, weights, loaded.ir.graph)
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
@@ -199,15 +206,13 @@ def quantize_proto(
     result = onnx.ModelProto()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder))
-        entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.is_changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    report = _report(loaded, None, done.plan, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
-    return result, report
+    return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
@@ -225,9 +230,14 @@ def _sign(model: Model, asked: Conversion) -> None:
     )
 
 
-def _entries(done: Converted) -> tuple[Entry, ...]:
+def _done(
+    model: Model, output: Path | None, done: Converted, *, started: float, output_bytes: int, notes: tuple[str, ...]
+) -> Report:
+    """The report of what was carried out."""
     results = iter(done.results)
-    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
+    entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
+    made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
+    return replace(made, changes=done.changes)
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -255,7 +265,7 @@ def _planned(decision: Decision) -> Entry:
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
-        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
     return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
 
 

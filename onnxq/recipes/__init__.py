@@ -1,10 +1,12 @@
-"""What the user asks for: `Recipe`, `Rule`, `Match` and `QuantSpec`, from YAML or a preset's name."""
+"""What the user asks for: `Recipe`, `Step`, `Rule`, `Match` and `QuantSpec`, from YAML or a preset's name."""
 
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
+from onnxq.recipes.steps import STEPS, SiteKind, Smooth, Step
 
 __all__ = [
+    "STEPS",
     "Granularity",
     "Match",
     "NonFinitePolicy",
@@ -12,6 +14,9 @@ __all__ = [
     "Recipe",
     "Role",
     "Rule",
+    "SiteKind",
+    "Smooth",
+    "Step",
     "load_recipe",
     "parse_recipe",
     "preset_names",

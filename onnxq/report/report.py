@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxq.passes.step import Change
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -50,6 +52,7 @@ class Report:
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
         notes: What the user should know before relying on the output.
+        changes: What the steps of the recipe did to the float model before its weights were quantized.
         version: Of onnxq.
     """
 
@@ -63,6 +66,7 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
     version: str = ""
+    changes: tuple[Change, ...] = ()
 
     @property
     def quantized(self) -> tuple[Entry, ...]:
