@@ -5,12 +5,13 @@ from typing import Any
 
 from onnxq.model.load import Model
 from onnxq.passes.equalize import equalize
+from onnxq.passes.rotation.rotate import rotate
 from onnxq.passes.step import Change, Context
 
 Apply = Callable[[Model, Any, Context], tuple[Model, list[Change]]]
 """(model, step of the recipe, what it has to go by) -> the model after it, and what was done or not."""
 
-APPLY: Mapping[str, Apply] = {"smooth": equalize}
+APPLY: Mapping[str, Apply] = {"smooth": equalize, "rotate": rotate}
 """By the method of the step."""
 
 

@@ -3,7 +3,7 @@
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
-from onnxq.recipes.steps import STEPS, SiteKind, Smooth, Step
+from onnxq.recipes.steps import STEPS, Rotate, SiteKind, Smooth, Step
 
 __all__ = [
     "STEPS",
@@ -13,6 +13,7 @@ __all__ = [
     "QuantSpec",
     "Recipe",
     "Role",
+    "Rotate",
     "Rule",
     "SiteKind",
     "Smooth",

@@ -101,22 +101,16 @@ class _Writing:
 
     def linear(self, linear: Linear, turns: Turns) -> None:
         """The weight and the bias of a linear, and the operator before it."""
-        made = linear.weight.read().astype(np.float64)
+        made, bias = rotated_weight(linear, turns), _bias_of(linear)
         added: np.ndarray | None = None
-        if turns.norm is not None:
-            if turns.norm.shift is not None:
-                added = _flat(turns.norm.shift) @ made
-            made = _flat(turns.norm.scale)[:, None] * made
-        if turns.x is not None:
-            made = turns.x.apply(made, axis=0)
-        bias = _bias_of(linear)
         if bias is not None:
-            old = constant_array(bias[0].inputs[bias[1]]).astype(np.float64)
-            added = np.broadcast_to(old, (*old.shape[:-1], made.shape[1])) + (0 if added is None else added)
-        for turn, (first, last) in turns.y:
-            for each in (made, added):
-                if each is not None:
-                    each[..., first:last] = turn.apply(each[..., first:last])
+            added = constant_array(bias[0].inputs[bias[1]]).astype(np.float64)
+            added = np.array(np.broadcast_to(added, (*added.shape[:-1], made.shape[1])))
+        if turns.norm is not None and turns.norm.shift is not None:
+            shifted = _flat(turns.norm.shift) @ linear.weight.read().astype(np.float64)
+            added = shifted if added is None else added + shifted
+        if added is not None:
+            _turn_columns(added, turns)
         self.weight(linear.weight, made)
         if bias is not None and added is not None:
             self.operand(*bias, added)
@@ -181,6 +175,22 @@ class _Writing:
         kind = ir.DataType.from_numpy(stored.dtype)
         tensor = self._sink.append(self._editor.fresh(name), kind, stored.shape, [stored])
         return self._editor.constant(tensor, owner)
+
+
+def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:
+    """The weight of a linear with everything that happens around it, float64 [K, N]."""
+    made = linear.weight.read().astype(np.float64)
+    if turns.norm is not None:
+        made *= _flat(turns.norm.scale)[:, None]
+    if turns.x is not None:
+        made = turns.x.apply(made, axis=0)
+    _turn_columns(made, turns)
+    return made
+
+
+def _turn_columns(array: np.ndarray, turns: Turns) -> None:
+    for turn, (first, last) in turns.y:
+        array[..., first:last] = turn.apply(array[..., first:last])
 
 
 def _flat(operand: Operand) -> np.ndarray:

@@ -103,9 +103,9 @@ def _columns(node: ir.Node, value: ir.Value, shapes: Shapes, width: int) -> tupl
     return stop - (sizes[-1] or 0), stop
 
 
-def find_products(linears: Mapping[ir.Node, Linear], shapes: Shapes, taken: Sequence[Linear]) -> list[Linear | Refused]:
+def find_products(linears: Mapping[ir.Node, Linear], shapes: Shapes, taken: Sequence[Linear]) -> list[Linear]:
     """Linears behind an activation function or a gate, which only an operator of its own can rotate (QuaRot's R4)."""
-    found: list[Linear | Refused] = []
+    found: list[Linear] = []
     for linear in linears.values():
         if linear in taken:
             continue
