@@ -15,6 +15,7 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
@@ -22,7 +23,7 @@ from onnxq.passes.quantize import Result
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
@@ -42,9 +43,11 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
+    asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, started=started)
+    activations = _activations(plan_activations(loaded.ir, *asked))
+    return _report(loaded, None, made, entries, started=started, activations=activations)
 
 
 def quantize(
@@ -127,14 +130,23 @@ def quantize(
         loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch)
         entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.changed:
             _sign(done.model, asked)
             written = staging.commit(done.model, external=loaded.external or None)
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _report(loaded, written, done.plan, entries, started=started, output_bytes=size_bytes, notes=notes)
+    return _report(
+        loaded,
+        written,
+        done.plan,
+        entries,
+        started=started,
+        output_bytes=size_bytes,
+        notes=notes,
+        activations=_activations(done.activations),
+    )
 
 
 def calibrate(
@@ -169,8 +181,11 @@ def calibrate(
     if recipe is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
-        wanted = requests(made, weights, loaded.ir.graph)
+        asked = load_recipe(recipe)
+        made, weights = make_plan(loaded.ir, asked, "ort")
+        wanted = (
+            requests(made, weights, loaded.ir.graph) + plan_activations(loaded.ir, asked, "ort", Selection()).requests()
+        )
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -200,13 +215,22 @@ def quantize_proto(
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder))
         entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    report = _report(loaded, None, done.plan, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
+    report = _report(
+        loaded,
+        None,
+        done.plan,
+        entries,
+        started=started,
+        output_bytes=result.ByteSize(),
+        notes=notes,
+        activations=_activations(done.activations),
+    )
     return result, report
 
 
@@ -252,6 +276,20 @@ def _planned(decision: Decision) -> Entry:
     )
 
 
+def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
+    return tuple(
+        Activation(
+            tensor=each.tensor,
+            op=each.op,
+            readers=each.readers,
+            format=None if each.spec is None else each.spec.format,
+            spec=None if each.spec is None else each.spec.describe(),
+            reason=each.reason,
+        )
+        for each in made.decisions
+    )
+
+
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
@@ -268,6 +306,7 @@ def _report(
     started: float,
     output_bytes: int = 0,
     notes: tuple[str, ...] = (),
+    activations: tuple[Activation, ...] = (),
 ) -> Report:
     return Report(
         model=str(model.path) if model.path else None,
@@ -279,6 +318,7 @@ def _report(
         output_bytes=output_bytes,
         seconds=time.perf_counter() - started,
         notes=notes,
+        activations=activations,
         version=_version(),
     )
 

@@ -25,13 +25,20 @@ def _number(value: float) -> onnx.TensorProto:
     return numpy_helper.from_array(np.float32(value))
 
 
+def rounds_by_fp8(kind: Format) -> bool:
+    """Whether the function that rounds to a format casts to FP8."""
+    return isinstance(kind, Minifloat) and kind.exponent_bits > 1 and kind.mantissa_bits in _FP8
+
+
 def quantize_dequantize(domain: Opset, kind: Format) -> OnnxFunction:
     """`QuantizeDequantize<F>(x, scale) {dtype}`: x rounded to the nearest value of the format times the scale.
 
     Ties go to the even code; what lies beyond the largest value becomes it. `scale` is broadcast to `x`.
     """
+    if rounds_by_fp8(kind):
+        return _by_cast(domain, kind)
     if isinstance(kind, Minifloat) and kind.exponent_bits > 1:
-        return _by_cast(domain, kind) if kind.mantissa_bits in _FP8 else _by_binade(domain, kind)
+        return _by_binade(domain, kind)
     # Floats of one exponent bit lie evenly, as integers do.
     step = float(kind.values[1])
     low, high = _number(kind.values.min() / step), _number(kind.values.max() / step)

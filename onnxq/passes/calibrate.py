@@ -20,6 +20,7 @@ from onnxq.statistics.statistics import Statistics
 from onnxq.statistics.views import LAST, Axis, Patches, View
 
 _RIGHT = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "Attention")
+_CONVOLUTIONS = ("Conv", "FusedConv")
 _DOMAINS = ("", "com.microsoft")
 
 # Small, and what most methods look at.
@@ -62,7 +63,7 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
     value = site.node.inputs[1 - site.index] if site.index < 2 and len(site.node.inputs) > 1 else None
     if value is None or not value.name or site.node.graph is not graph or domain_of(site.node) not in _DOMAINS:
         return None
-    if site.node.op_type in ("Conv", "FusedConv"):
+    if site.node.op_type in _CONVOLUTIONS:
         return _of_convolution(site.node, value.name, weight.shape)
     if site.node.op_type == "ConvTranspose":
         group = site.node.attributes.get("group")
@@ -70,11 +71,13 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
         return Reading(value.name, weight.shape[0], Axis(1)) if single else None
     if site.node.op_type not in _RIGHT or len(weight.shape) != 2:
         return None
-    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(_axis(site, value)))
+    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(channel_axis(site, value)))
 
 
-def _axis(site: Site, value: ir.Value) -> int:
-    """The axis of an operand that a product sums over."""
+def channel_axis(site: Site, value: ir.Value) -> int:
+    """The axis of an operand that a product or convolution sums over."""
+    if site.node.op_type in (*_CONVOLUTIONS, "ConvTranspose"):
+        return 1
     if value.shape is not None and len(value.shape) == 1:
         return -1
     if site.index == 1:
@@ -145,15 +148,40 @@ def statistics_for(
         UsageError: A method needs data and there is none, or there are both data and a file.
         DataError: Data or file do not fit the model.
     """
-    if calibration is not None and file is not None:
-        raise UsageError("give either calibration data or a file of statistics")
     wanted = requests(plan, weights, model.ir.graph)
     if calibration is None and file is None:
         if methods := needy(plan):
             raise UsageError(f"method {', '.join(methods)} needs calibration data: --calib DATA, or --calib synthetic")
         return None
+    return _answers(model, wanted, calibration, file) if wanted else None
+
+
+def ranges_for(
+    model: Model, wanted: Sequence[Request], calibration: Calibration | None, file: str | Path | None = None
+) -> Statistics:
+    """What static scales of activations are computed from, from data or from a file.
+
+    Raises:
+        UsageError: There is neither, and something is wanted.
+        DataError: Data or file do not fit the model.
+    """
     if not wanted:
-        return None
+        return Statistics({})
+    if calibration is None and file is None:
+        raise UsageError(
+            "static scales of activations need calibration data: --calib DATA, or --calib synthetic; a recipe with "
+            "granularity: token or range: dynamic needs none"
+        )
+    return _answers(model, wanted, calibration, file)
+
+
+def _answers(
+    model: Model, wanted: Sequence[Request], calibration: Calibration | None, file: str | Path | None
+) -> Statistics:
+    if calibration is not None and file is not None:
+        raise UsageError("give either calibration data or a file of statistics")
     if file is not None:
         return load_statistics(file, model, wanted)
-    return collected(model, wanted, calibration) if calibration else None
+    if calibration is None:
+        raise ValueError("nothing to calibrate on")
+    return collected(model, wanted, calibration)

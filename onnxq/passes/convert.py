@@ -1,11 +1,12 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
+from onnxq.passes.activation_plan import ActivationPlan
 from onnxq.passes.calibrate import needy, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Plan, Selection, make_plan
@@ -72,16 +73,23 @@ class Converted:
     """A model in its new form.
 
     Attributes:
-        model: Its graph is the quantized one, and its weights lie in the sink; unchanged where `results` is empty.
+        model: Its graph is the quantized one, and its weights lie in the sink.
         plan: What was decided about each weight.
+        activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
     """
 
     model: Model
     plan: Plan
+    activations: ActivationPlan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was quantized."""
+        return bool(self.activations.sites) or any(each.skipped is None for each in self.results)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
@@ -97,29 +105,37 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
     """
     asked.check()
-    model = prepare(model, asked.recipe, asked.calibration, folder)
+    prepared = prepare(model, asked.recipe, asked.target, asked.selection, asked.calibration, asked.statistics, folder)
+    # A cache is of the model that was given.
+    data = asked.calibration
+    if data is not None and prepared.model is not model:
+        data = replace(data, cache=None)
+    model, activations = prepared.model, prepared.activations
     plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
     statistics, solutions = None, None
-    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
+    if data is not None and _is_sequential(plan, asked):
         solutions = solve_in_sequence(
             model,
             plan,
             weights,
-            asked.calibration,
+            data,
             folder / "solutions" if asked.resume is None else Path(asked.resume),
             non_finite=asked.recipe.non_finite,
             device=asked.device,
             threads=asked.threads,
         )
     else:
-        statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
-    calibrated: tuple[str, ...] = ()
-    if statistics is not None:
-        calibrated = (_sampled(statistics.samples, synthetic=statistics.synthetic),)
-    elif asked.calibration is not None:
-        calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
-    if not plan.quantized:
-        return Converted(model, plan, (), calibrated)
+        statistics = statistics_for(model, plan, weights, data, asked.statistics)
+    if solutions is not None and data is not None:
+        how = "layer by layer: each is calibrated behind the quantized layers before it"
+        calibrated: tuple[str, ...] = how, _sampled(data.batches(model).samples, synthetic=data.is_synthetic)
+    elif (seen := statistics or prepared.ranges) is not None:
+        calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
+    else:
+        unused = "no method of this recipe looks at activations: the data was not used"
+        calibrated = () if data is None else (unused,)
+    if not plan.quantized and not activations.sites:
+        return Converted(model, plan, activations, (), calibrated)
     results = quantize_weights(
         model.ir,
         plan,
@@ -134,14 +150,14 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     )
     fuse_products(model.ir)
     finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, tuple(results), calibrated)
+    return Converted(model, plan, activations, tuple(results), calibrated)
 
 
-def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:
+def _is_sequential(plan: Plan, asked: Conversion) -> bool:
     """Whether layers are solved one behind the other."""
     if asked.sequential is not None or asked.resume is not None:
         return bool(asked.sequential or asked.resume)
-    return calibration.cache is None and bool(needy(plan))
+    return asked.calibration is not None and asked.calibration.cache is None and bool(needy(plan))
 
 
 def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callable[[str, int], None] | None:
@@ -156,14 +172,6 @@ def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callabl
         progress(name, done, total)
 
     return advance
-
-
-def _without_statistics(model: Model, calibration: Calibration, *, in_sequence: bool) -> tuple[str, ...]:
-    """What data was good for where no statistics of the whole model came of it."""
-    if not in_sequence:
-        return ("no method of this recipe looks at activations: the data was not used",)
-    how = "layer by layer: each is calibrated behind the quantized layers before it"
-    return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
 
 
 def _sampled(samples: int, *, synthetic: bool) -> str:

@@ -41,7 +41,9 @@ class ActivationSpec(BaseModel):
         except UsageError as error:
             raise ValueError(str(error)) from None
         if not is_roundable(kind):
-            raise ValueError(f"{name} cannot hold activations: take an integer, fp8_e4m3, fp8_e5m2, fp6_e3m2, fp6_e2m3 or fp4_e2m1")
+            raise ValueError(
+                f"{name} cannot hold activations: take an integer, fp8_e4m3, fp8_e5m2, fp6_e3m2, fp6_e2m3 or fp4_e2m1"
+            )
         return name
 
     @model_validator(mode="after")

@@ -157,6 +157,11 @@ def _shown(value: object) -> str:
 
 def _keys_at(place: _Place) -> list[str]:
     """The keys that are valid at a place of the tree."""
-    models: dict[str, type[BaseModel]] = {"rules": Rule, "match": Match, "weight": QuantSpec, "activation": ActivationSpec}
+    models: dict[str, type[BaseModel]] = {
+        "rules": Rule,
+        "match": Match,
+        "weight": QuantSpec,
+        "activation": ActivationSpec,
+    }
     names = [part for part in place if isinstance(part, str)]
     return list((models[names[-1]] if names else Recipe).model_fields)
