@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 
 from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
@@ -47,7 +48,7 @@ def plan(
     made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
     activations = _activations(plan_activations(loaded.ir, *asked))
-    return _report(loaded, None, made, entries, started=started, activations=activations)
+    return replace(_report(loaded, None, made, entries, started=started), activations=activations)
 
 
 def quantize(
@@ -129,24 +130,14 @@ def quantize(
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch)
-        entries = _entries(done)
-        if done.changed:
+        if done.is_changed:
             _sign(done.model, asked)
             written = staging.commit(done.model, external=loaded.external or None)
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _report(
-        loaded,
-        written,
-        done.plan,
-        entries,
-        started=started,
-        output_bytes=size_bytes,
-        notes=notes,
-        activations=_activations(done.activations),
-    )
+    return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
 
 
 def calibrate(
@@ -175,17 +166,22 @@ def calibrate(
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
         OutputError: The output exists, or cannot be written.
+        UsageError: The recipe changes the float model before it quantizes.
     """
     check_file(Path(output), force=force)
     loaded = load(model)
-    if recipe is None:
+    chosen = None if recipe is None else load_recipe(recipe)
+    if chosen is not None and chosen.equalize:
+        raise UsageError(
+            f"recipe '{chosen.name}' changes the float model first, and its methods look at the changed one: give the "
+            "data to 'onnxq quantize', or leave out the recipe"
+        )
+    if chosen is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        asked = load_recipe(recipe)
-        made, weights = make_plan(loaded.ir, asked, "ort")
-        wanted = (
-            requests(made, weights, loaded.ir.graph) + plan_activations(loaded.ir, asked, "ort", Selection()).requests()
-        )
+        made, weights = make_plan(loaded.ir, chosen, "ort")
+        activations = plan_activations(loaded.ir, chosen, "ort", Selection())
+        wanted = requests(made, weights, loaded.ir.graph) + activations.requests()
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -214,24 +210,13 @@ def quantize_proto(
     result = onnx.ModelProto()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder))
-        entries = _entries(done)
-        if done.changed:
+        if done.is_changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    report = _report(
-        loaded,
-        None,
-        done.plan,
-        entries,
-        started=started,
-        output_bytes=result.ByteSize(),
-        notes=notes,
-        activations=_activations(done.activations),
-    )
-    return result, report
+    return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
@@ -249,9 +234,14 @@ def _sign(model: Model, asked: Conversion) -> None:
     )
 
 
-def _entries(done: Converted) -> tuple[Entry, ...]:
+def _done(
+    model: Model, output: Path | None, done: Converted, *, started: float, output_bytes: int, notes: tuple[str, ...]
+) -> Report:
+    """The report of what was carried out."""
     results = iter(done.results)
-    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
+    entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
+    made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
+    return replace(made, changes=done.changes, activations=_activations(done.activations))
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -293,7 +283,7 @@ def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
-        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
     return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
 
 
@@ -306,7 +296,6 @@ def _report(
     started: float,
     output_bytes: int = 0,
     notes: tuple[str, ...] = (),
-    activations: tuple[Activation, ...] = (),
 ) -> Report:
     return Report(
         model=str(model.path) if model.path else None,
@@ -318,7 +307,6 @@ def _report(
         output_bytes=output_bytes,
         seconds=time.perf_counter() - started,
         notes=notes,
-        activations=activations,
         version=_version(),
     )
 

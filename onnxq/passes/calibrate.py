@@ -148,40 +148,15 @@ def statistics_for(
         UsageError: A method needs data and there is none, or there are both data and a file.
         DataError: Data or file do not fit the model.
     """
+    if calibration is not None and file is not None:
+        raise UsageError("give either calibration data or a file of statistics")
     wanted = requests(plan, weights, model.ir.graph)
     if calibration is None and file is None:
         if methods := needy(plan):
             raise UsageError(f"method {', '.join(methods)} needs calibration data: --calib DATA, or --calib synthetic")
         return None
-    return _answers(model, wanted, calibration, file) if wanted else None
-
-
-def ranges_for(
-    model: Model, wanted: Sequence[Request], calibration: Calibration | None, file: str | Path | None = None
-) -> Statistics:
-    """What static scales of activations are computed from, from data or from a file.
-
-    Raises:
-        UsageError: There is neither, and something is wanted.
-        DataError: Data or file do not fit the model.
-    """
     if not wanted:
-        return Statistics({})
-    if calibration is None and file is None:
-        raise UsageError(
-            "static scales of activations need calibration data: --calib DATA, or --calib synthetic; a recipe with "
-            "granularity: token or range: dynamic needs none"
-        )
-    return _answers(model, wanted, calibration, file)
-
-
-def _answers(
-    model: Model, wanted: Sequence[Request], calibration: Calibration | None, file: str | Path | None
-) -> Statistics:
-    if calibration is not None and file is not None:
-        raise UsageError("give either calibration data or a file of statistics")
+        return None
     if file is not None:
         return load_statistics(file, model, wanted)
-    if calibration is None:
-        raise ValueError("nothing to calibrate on")
-    return collected(model, wanted, calibration)
+    return collected(model, wanted, calibration) if calibration else None

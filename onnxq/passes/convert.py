@@ -1,19 +1,22 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
+from onnxq.model.sites import find_weights
 from onnxq.passes.activation_plan import ActivationPlan
 from onnxq.passes.calibrate import needy, statistics_for
 from onnxq.passes.finish import finish, fuse_products
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.round_activations import round_activations
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
+from onnxq.passes.step import Change, Context
 from onnxq.passes.target import Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration
@@ -73,8 +76,9 @@ class Converted:
     """A model in its new form.
 
     Attributes:
-        model: Its graph is the quantized one, and its weights lie in the sink.
+        model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
         plan: What was decided about each weight.
+        changes: What the steps did before the weights were quantized.
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
@@ -82,14 +86,16 @@ class Converted:
 
     model: Model
     plan: Plan
+    changes: tuple[Change, ...]
     activations: ActivationPlan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
 
     @property
-    def changed(self) -> bool:
-        """Whether anything was quantized."""
-        return bool(self.activations.sites) or any(each.skipped is None for each in self.results)
+    def is_changed(self) -> bool:
+        """The model is not the one that came in."""
+        quantized = self.activations.sites or any(each.skipped is None for each in self.results)
+        return bool(quantized) or any(each.done for each in self.changes)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
@@ -105,37 +111,34 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
     """
     asked.check()
-    prepared = prepare(model, asked.recipe, asked.target, asked.selection, asked.calibration, asked.statistics, folder)
-    # A cache is of the model that was given.
-    data = asked.calibration
-    if data is not None and prepared.model is not model:
-        data = replace(data, cache=None)
-    model, activations = prepared.model, prepared.activations
+    stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
+    context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
+    model, changes = prepare(model, context)
+    rounded = round_activations(model, context, asked.statistics)
+    model, activations = rounded.model, rounded.plan
     plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
     statistics, solutions = None, None
-    if data is not None and _is_sequential(plan, asked):
+    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
         solutions = solve_in_sequence(
             model,
             plan,
             weights,
-            data,
+            asked.calibration,
             folder / "solutions" if asked.resume is None else Path(asked.resume),
             non_finite=asked.recipe.non_finite,
             device=asked.device,
             threads=asked.threads,
         )
     else:
-        statistics = statistics_for(model, plan, weights, data, asked.statistics)
-    if solutions is not None and data is not None:
-        how = "layer by layer: each is calibrated behind the quantized layers before it"
-        calibrated: tuple[str, ...] = how, _sampled(data.batches(model).samples, synthetic=data.is_synthetic)
-    elif (seen := statistics or prepared.ranges) is not None:
+        statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+    calibrated: tuple[str, ...] = ()
+    if solutions is None and (seen := statistics or rounded.ranges) is not None:
         calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
-    else:
-        unused = "no method of this recipe looks at activations: the data was not used"
-        calibrated = () if data is None else (unused,)
-    if not plan.quantized and not activations.sites:
-        return Converted(model, plan, activations, (), calibrated)
+    elif asked.calibration is not None:
+        calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
+    plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
+    if not plan.quantized and not activations.sites and not any(each.done for each in changes):
+        return Converted(model, plan, changes, activations, (), calibrated)
     results = quantize_weights(
         model.ir,
         plan,
@@ -150,14 +153,19 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     )
     fuse_products(model.ir)
     finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, activations, tuple(results), calibrated)
+    return Converted(model, plan, changes, activations, tuple(results), calibrated)
 
 
-def _is_sequential(plan: Plan, asked: Conversion) -> bool:
+def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
+    """A decision with the bytes that its weight took before any step."""
+    return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
+
+
+def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:
     """Whether layers are solved one behind the other."""
     if asked.sequential is not None or asked.resume is not None:
         return bool(asked.sequential or asked.resume)
-    return asked.calibration is not None and asked.calibration.cache is None and bool(needy(plan))
+    return calibration.cache is None and bool(needy(plan))
 
 
 def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callable[[str, int], None] | None:
@@ -172,6 +180,14 @@ def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callabl
         progress(name, done, total)
 
     return advance
+
+
+def _without_statistics(model: Model, calibration: Calibration, *, in_sequence: bool) -> tuple[str, ...]:
+    """What data was good for where no statistics of the whole model came of it."""
+    if not in_sequence:
+        return ("no method of this recipe looks at activations: the data was not used",)
+    how = "layer by layer: each is calibrated behind the quantized layers before it"
+    return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
 
 
 def _sampled(samples: int, *, synthetic: bool) -> str:

@@ -1,11 +1,13 @@
-"""What the user asks for: `Recipe`, `Rule`, `Match`, `QuantSpec` and `ActivationSpec`, from YAML or a preset's name."""
+"""What the user asks for: `Recipe`, `Step`, `Rule` and what they hold, from YAML or a preset's name."""
 
 from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
+from onnxq.recipes.steps import STEPS, SiteKind, Smooth, Step
 
 __all__ = [
+    "STEPS",
     "ActivationSpec",
     "Granularity",
     "Match",
@@ -14,6 +16,9 @@ __all__ = [
     "Recipe",
     "Role",
     "Rule",
+    "SiteKind",
+    "Smooth",
+    "Step",
     "load_recipe",
     "parse_recipe",
     "preset_names",

@@ -10,6 +10,7 @@ from onnxq.errors import nearest
 from onnxq.model.operators import WEIGHT_OPERATORS
 from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.spec import QuantSpec, as_list
+from onnxq.recipes.steps import Step
 
 Role = Literal["linear", "embedding", "head"]
 NonFinitePolicy = Literal["error", "skip", "clamp"]
@@ -104,7 +105,8 @@ class Recipe(BaseModel):
     Attributes:
         name: How reports call it.
         about: One line for people.
-        extends: Name of a preset whose rules come first.
+        extends: Name of a preset whose steps and rules come first.
+        equalize: What is done to the float model before its weights are quantized, in order.
         rules: In order.
         non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
             (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
@@ -115,13 +117,14 @@ class Recipe(BaseModel):
     name: str = "recipe"
     about: str = ""
     extends: str | None = None
+    equalize: tuple[Step, ...] = ()
     rules: tuple[Rule, ...] = ()
     non_finite: NonFinitePolicy = "error"
 
     @property
     def is_empty(self) -> bool:
         """Nothing in it changes a model."""
-        return not any(rule.weight or rule.activation for rule in self.rules)
+        return not self.equalize and not any(rule.weight or rule.activation for rule in self.rules)
 
     def with_rules(self, *rules: Rule) -> "Recipe":
         """The same recipe with more rules at the end, where they win."""

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onnxq.passes.step import Change
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -71,6 +73,7 @@ class Report:
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
         notes: What the user should know before relying on the output.
+        changes: What the steps of the recipe did to the float model before its weights were quantized.
         activations: What becomes of each activation; empty where no rule of the recipe is about them.
         version: Of onnxq.
     """
@@ -84,8 +87,9 @@ class Report:
     output_bytes: int = 0
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
-    activations: tuple[Activation, ...] = ()
     version: str = ""
+    changes: tuple[Change, ...] = ()
+    activations: tuple[Activation, ...] = ()
 
     @property
     def quantized(self) -> tuple[Entry, ...]:

@@ -13,6 +13,7 @@ from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, 
 
 def summary(report: Report) -> Iterator[RenderableType]:
     """What a conversion did: weights by format, those left as they are by reason, the file, and notes."""
+    yield from _changes(report)
     if report.quantized:
         yield from (_by_format(report), Text())
     yield from _worst(report)
@@ -113,9 +114,23 @@ def _activations(report: Report) -> Iterator[RenderableType]:
         yield counted(kept)
 
 
+def _changes(report: Report) -> Iterator[RenderableType]:
+    """What each step did, how often, and where it did nothing."""
+    for step in dict.fromkeys(each.step for each in report.changes):
+        here = [each for each in report.changes if each.step == step]
+        done = [str(each.done) for each in here if each.done is not None]
+        yield Text(f"{step}: {len(done)} of {len(here)} places changed")
+        if done:
+            yield counted(tally(done))
+        if len(done) < len(here):
+            yield Text("left alone:")
+            yield counted(tally([str(each.reason) for each in here if each.done is None]))
+
+
 def _outcome(report: Report) -> str:
     took = f"in {seconds_text(report.seconds)}"
-    if not report.quantized and not any(each.format for each in report.activations):
+    rounded = any(each.format for each in report.activations)
+    if not report.quantized and not rounded and not any(each.done for each in report.changes):
         return f"Nothing was quantized: {report.output} is a byte-identical copy, written {took}"
     ratio = f"{report.output_bytes / report.model_bytes:.0%} of {size_text(report.model_bytes)}"
     return f"Wrote {report.output}: {size_text(report.output_bytes)}, {ratio}, {took}"
