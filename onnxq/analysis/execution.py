@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
-from onnxq.passes.fusion import constant, fused_bits, integer_product, is_op, weight_of
+from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
+from onnxq.passes.integers import integer_product
 from onnxq.runtime.native import native_library
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).

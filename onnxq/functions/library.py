@@ -1,7 +1,7 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,13 +11,21 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
-from onnxq.functions import bodies
+from onnxq.functions import bodies, rounding
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
 _CALLERS = ("MatMul", "Dequantize")
+
+# Functions that round activations, none of which calls another.
+_ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
+    "QuantizeDequantize": rounding.quantize_dequantize,
+    "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
+    "RowScale": rounding.row_scale,
+    "RowRange": rounding.row_range,
+}
 
 
 def operator_suffix(kind: Format) -> str:
@@ -55,7 +63,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator == "Hadamard":
         return (_renamed(bodies.hadamard(domain), {operator: operator}),)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(r"(Scale|Dequantize|MatMul|QuantizeDequantize|RowScale|RowRange)(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -64,6 +72,9 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
     kind = _format_of(suffix)
+    if family in _ROUNDING:
+        name = f"{family}{asymmetric or ''}"
+        return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
