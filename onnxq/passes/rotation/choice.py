@@ -1,5 +1,6 @@
 """Which places of a model gain by a rotation, tried out on rows of its activations."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -34,6 +35,9 @@ class Place:
     online: bool = False
 
 
+_logger = logging.getLogger(__name__)
+_REASONS = {True: "a rotation does not lower the error on the data", False: "nothing around it is quantized"}
+
 Roundings = Callable[[Linear], tuple[Rounding, Rounding] | None]
 """How the input and the weight of a linear are rounded; None where neither is."""
 
@@ -60,16 +64,15 @@ def costs_of(places: Sequence[Place], rows: Mapping[str, np.ndarray], roundings:
 def choose_places(places: Sequence[Place], costs: Sequence[Cost]) -> list[str | None]:
     """For each place None where it is to be rotated, else why not."""
     chosen = choose(len(places), costs)
-    reasons: list[str | None] = []
-    for at, rotated in enumerate(chosen):
-        if rotated:
-            reasons.append(None)
-            continue
-        near = [each for each in costs if at in (each.before, each.behind)]
-        flipped = [*chosen[:at], True, *chosen[at + 1 :]]
-        now, then = (float(np.mean([each.at(which) for each in near] or [0])) for which in (chosen, flipped))
-        reasons.append("nothing around it is quantized" if not near else f"error {now:.2%} without, {then:.2%} with it")
-    return reasons
+    touched = {at for each in costs for at in (each.before, each.behind)}
+    for at, place in enumerate(places):
+        flipped = [*chosen[:at], not chosen[at], *chosen[at + 1 :]]
+        now, then = (
+            sum(each.at(which) for each in costs if at in (each.before, each.behind)) for which in (chosen, flipped)
+        )
+        how = "rotated" if chosen[at] else "as it is"
+        _logger.info("'%s' %s: error %.4g, else %.4g", place.name, how, now, then)
+    return [None if rotated else _REASONS[at in touched] for at, rotated in enumerate(chosen)]
 
 
 def _part(turns: Turns, *, x: bool, y: bool) -> Turns:

@@ -98,6 +98,7 @@ class _Writing:
     def __init__(self, editor: Editor, sink: Sink) -> None:
         self._editor = editor
         self._sink = sink
+        self._sides: dict[bytes, ir.Value] = {}
 
     def linear(self, linear: Linear, turns: Turns) -> None:
         """The weight and the bias of a linear, and the operator before it."""
@@ -143,14 +144,21 @@ class _Writing:
     def online(self, value: ir.Value, readers: Sequence[Operand], turn: Rotation, dtype: ir.DataType) -> None:
         """Give readers of a value what an operator makes of it."""
         sides = [
-            self._constant(f"{value.name}_{side}", matrix, dtype.numpy(), value)
-            for side, matrix in (("left", turn.left.T), ("right", turn.right))
+            self._side(f"rotation_{turn.size}_{which}", side.astype(dtype.numpy()), value)
+            for which, side in (("left", turn.left.T), ("right", turn.right))
         ]
         result = ir.Value(name=f"{value.name}_rotated", type=ir.TensorType(dtype), shape=value.shape)
         first = min((node for node, _ in readers), key=_position)
         made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
         for node, at in readers:
             node.replace_input_with(at, made)
+
+    def _side(self, name: str, array: np.ndarray, owner: ir.Value) -> ir.Value:
+        """One of the matrices of a rotation, which all rotations share that have it."""
+        key = array.tobytes()
+        if key not in self._sides:
+            self._sides[key] = self._constant(name, array, array.dtype, owner)
+        return self._sides[key]
 
     def _add_bias(self, linear: Linear, array: np.ndarray) -> None:
         dtype = linear.weight.dtype.numpy()

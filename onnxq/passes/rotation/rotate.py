@@ -8,6 +8,7 @@ from onnxq.formats import get_format
 from onnxq.methods.equalize.choose import Rounding
 from onnxq.methods.equalize.rotation import rotation
 from onnxq.methods.grid import GridSpec, largest_of
+from onnxq.methods.ranges import round_to, scale_of
 from onnxq.methods.solve import rtn
 from onnxq.model.load import Model
 from onnxq.model.opset import obstacle_to
@@ -23,7 +24,7 @@ from onnxq.passes.rotation.places import Heads, find_heads, find_products
 from onnxq.passes.rotation.stream import Refused, Stream, find_streams
 from onnxq.passes.step import Change, Context, rewritten
 from onnxq.passes.target import FUNCTION_IR_VERSION, FUNCTION_OPSET
-from onnxq.recipes import QuantSpec, Rotate
+from onnxq.recipes import ActivationSpec, QuantSpec, Rotate
 from onnxq.statistics.sample import sample_rows
 
 # Of each activation, to try rotations out on.
@@ -135,14 +136,28 @@ def roundings(model: Model, context: Context) -> Roundings:
     specs = {weight.name: each.spec for weight, each in zip(weights, plan, strict=True)}
 
     def rounding(linear: Linear) -> tuple[Rounding, Rounding] | None:
-        spec = specs[linear.weight.name]
-        return None if spec is None else (_unchanged, partial(_round_weight, linear.weight, spec))
+        weight = linear.weight
+        answer = context.recipe.decide_activation(names=weight.names, op=weight.op, role=weight.role, size=weight.size)
+        spec, activation = specs[weight.name], answer if isinstance(answer, ActivationSpec) else None
+        if spec is None and activation is None:
+            return None
+        return (
+            _unchanged if activation is None else partial(_round_rows, activation),
+            _unchanged if spec is None else partial(_round_weight, weight, spec),
+        )
 
     return rounding
 
 
 def _unchanged(array: np.ndarray) -> np.ndarray:
     return array
+
+
+def _round_rows(spec: ActivationSpec, rows: np.ndarray) -> np.ndarray:
+    kind, axis = get_format(spec.format), {"token": 1, "channel": 0, "tensor": None}[spec.granularity]
+    low, high = (bound(rows, axis=axis, keepdims=True).astype(np.float64) for bound in (np.min, np.max))
+    scale, zero_point = scale_of(low, high, kind, symmetric=spec.symmetric)
+    return round_to(rows.astype(np.float64), scale, zero_point, kind).astype(np.float32)
 
 
 def _round_weight(weight: Weight, spec: QuantSpec, array: np.ndarray) -> np.ndarray:
