@@ -127,7 +127,7 @@ def _online(linear: Linear, seed: int) -> Place | Refused:
 
 
 def _odd(name: str, width: int) -> Refused:
-    return Refused(name, f"{width} channels: only even numbers have a rotation that spreads outliers")
+    return Refused(name, f"{width} channels: only even numbers have a rotation")
 
 
 def roundings(model: Model, context: Context) -> Roundings:
