@@ -48,5 +48,5 @@ def test_nothing_to_look_at(model, data):
 
 def test_a_value_that_is_not_finite_is_named(model, data):
     data[2, 4, 1] = -np.inf
-    with pytest.raises(NonFiniteError, match="'y'.*sample 0 to 19"):
+    with pytest.raises(NonFiniteError, match=r"'y'.*sample 0 to 19"):
         sample_rows(model, {"y": 3}, Calibration(data, batch=20), 100)

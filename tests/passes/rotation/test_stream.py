@@ -1,5 +1,6 @@
 """The residual stream is found where there is one, and left alone with a reason where it cannot be rotated."""
 
+import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
