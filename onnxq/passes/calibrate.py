@@ -70,10 +70,10 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
         return Reading(value.name, weight.shape[0], Axis(1)) if single else None
     if site.node.op_type not in _RIGHT or len(weight.shape) != 2:
         return None
-    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(_axis(site, value)))
+    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(axis_of(site, value)))
 
 
-def _axis(site: Site, value: ir.Value) -> int:
+def axis_of(site: Site, value: ir.Value) -> int:
     """The axis of an operand that a product sums over."""
     if value.shape is not None and len(value.shape) == 1:
         return -1
