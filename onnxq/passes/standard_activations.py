@@ -13,30 +13,23 @@ from onnxq.passes.edit import Editor
 _ROUNDING = re.compile(r"QuantizeDequantize(.+?)(Asymmetric)?")
 
 
-def use_standard_pairs(model: ir.Model) -> int:
+def use_standard_pairs(model: ir.Model) -> None:
     """Put pairs in the place of functions, where ONNX has a tensor type for the format.
 
-    Scales of rows are those of blocks as long as a row, so a row must have a known length.
-
-    Returns:
-        How many pairs there are now.
+    Scales of rows become those of blocks as long as a row; where no shape says how long a row is, the function stays.
     """
-    editor, made = Editor(model), 0
+    editor = Editor(model)
     for node in nodes(model):
         match = _ROUNDING.fullmatch(node.op_type) if node.domain == DOMAIN else None
         if match is not None and (kind := format_of(match.group(1))).onnx_type is not None:
-            made += _replace(editor, node, kind)
-    return made
+            _replace(editor, node, kind)
 
 
-def _replace(editor: Editor, node: ir.Node, kind: Format) -> bool:
+def _replace(editor: Editor, node: ir.Node, kind: Format) -> None:
     x, scale = node.inputs[0], node.inputs[1]
-    if x is None or scale is None:
-        return False
+    if x is None or scale is None or (placed := _placed(scale, x)) is None:
+        return
     codes = ir.DataType[str(kind.onnx_type)]
-    placed = _placed(scale, x)
-    if placed is None:
-        return False
     scale, attributes = placed
     read = [x, scale]
     types = {"output_dtype": int(codes)}
@@ -49,7 +42,6 @@ def _replace(editor: Editor, node: ir.Node, kind: Format) -> bool:
     quantized = editor.before(node, ("", "QuantizeLinear"), read, attributes | types, result)
     dtype = node.attributes["dtype"].as_int()
     editor.replace(node, ("", "DequantizeLinear"), [quantized, *read[1:]], attributes | {"output_dtype": dtype})
-    return True
 
 
 def _placed(scale: ir.Value, x: ir.Value) -> tuple[ir.Value, dict[str, int | list[int]]] | None:
