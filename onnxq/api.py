@@ -16,6 +16,7 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
@@ -23,7 +24,7 @@ from onnxq.passes.quantize import Result
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
@@ -43,9 +44,11 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
+    asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, started=started)
+    activations = _activations(plan_activations(loaded.ir, *asked))
+    return replace(_report(loaded, None, made, entries, started=started), activations=activations)
 
 
 def quantize(
@@ -177,7 +180,8 @@ def calibrate(
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
         made, weights = make_plan(loaded.ir, chosen, "ort")
-        wanted = requests(made, weights, loaded.ir.graph)
+        activations = plan_activations(loaded.ir, chosen, "ort", Selection())
+        wanted = requests(made, weights, loaded.ir.graph) + activations.requests()
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -237,7 +241,7 @@ def _done(
     results = iter(done.results)
     entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
     made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
-    return replace(made, changes=done.changes)
+    return replace(made, changes=done.changes, activations=_activations(done.activations))
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -259,6 +263,20 @@ def _planned(decision: Decision) -> Entry:
         format=None if spec is None else "|".join(spec.format),
         spec=None if spec is None else spec.describe(),
         reason=decision.reason,
+    )
+
+
+def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
+    return tuple(
+        Activation(
+            tensor=each.tensor,
+            op=each.op,
+            readers=each.readers,
+            format=None if each.spec is None else each.spec.format,
+            spec=None if each.spec is None else each.spec.describe(),
+            reason=each.reason,
+        )
+        for each in made.decisions
     )
 
 

@@ -1,5 +1,6 @@
-"""What the user asks for: `Recipe`, `Step`, `Rule`, `Match` and `QuantSpec`, from YAML or a preset's name."""
+"""What the user asks for: `Recipe`, `Step`, `Rule` and what they hold, from YAML or a preset's name."""
 
+from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
@@ -12,6 +13,7 @@ __all__ = [
     "Awq",
     "Disassemble",
     "Shift",
+    "ActivationSpec",
     "Granularity",
     "Match",
     "NonFinitePolicy",

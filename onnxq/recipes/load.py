@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from onnxq.errors import RecipeError, nearest
+from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.recipe import Match, Recipe, Rule
 from onnxq.recipes.spec import QuantSpec
 from onnxq.recipes.steps import STEPS
@@ -167,6 +168,11 @@ def _keys_at(place: _Place, method: str) -> list[str]:
     """The keys that are valid at a place of the tree; `method` is that of a step."""
     if method:
         return list(STEPS[method].model_fields)
-    models: dict[str, type[BaseModel]] = {"rules": Rule, "match": Match, "weight": QuantSpec}
+    models: dict[str, type[BaseModel]] = {
+        "rules": Rule,
+        "match": Match,
+        "weight": QuantSpec,
+        "activation": ActivationSpec,
+    }
     names = [part for part in place if isinstance(part, str)]
     return list((models[names[-1]] if names else Recipe).model_fields)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.sites import Site, Weight
-from onnxq.passes.calibrate import axis_of
+from onnxq.passes.calibrate import channel_axis
 from onnxq.passes.equalize.labels import Labels, Refusal, dims_of, padded, reshaped
 from onnxq.passes.equalize.makers import scale_output
 from onnxq.passes.equalize.nodes import (
@@ -213,7 +213,7 @@ def row_axis(weight: Weight, site: Site, value: ir.Value) -> int:
     """The axis of an operand that meets the rows of a weight, counted from the end."""
     if is_convolution(site):
         return 1 - len(weight.shape)
-    return axis_of(site, value)
+    return channel_axis(site, value)
 
 
 def values_of(products: Products) -> Iterator[tuple[ir.Node, ir.Value]]:
