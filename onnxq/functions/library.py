@@ -51,7 +51,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def _format_of(suffix: str) -> Format:
+def format_of(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -71,7 +71,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
-    kind = _format_of(suffix)
+    kind = format_of(suffix)
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
         return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)

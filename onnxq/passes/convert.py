@@ -16,8 +16,9 @@ from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.round_activations import round_activations
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
+from onnxq.passes.standard_activations import use_standard_pairs
 from onnxq.passes.step import Change, Context
-from onnxq.passes.target import Target
+from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -152,6 +153,9 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         progress=_counted(plan, [weight.size for weight in weights], asked.progress),
     )
     fuse_products(model.ir)
+    if activations.sites and plan.target == "standard":
+        use_standard_pairs(model.ir)
+        finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
     finish(model.ir, plan.opset, plan.ir_version)
     return Converted(model, plan, changes, activations, tuple(results), calibrated)
 

@@ -11,7 +11,9 @@ from onnxq.passes.step import Change, Context
 Apply = Callable[[Model, Any, Context], tuple[Model, list[Change]]]
 """(model, step of the recipe, what it has to go by) -> the model after it, and what was done or not."""
 
-APPLY: Mapping[str, Apply] = {"smooth": equalize, "rotate": rotate}
+APPLY: Mapping[str, Apply] = dict.fromkeys(("smooth", "aweq", "awq", "shift", "disassemble"), equalize) | {
+    "rotate": rotate
+}
 """By the method of the step."""
 
 

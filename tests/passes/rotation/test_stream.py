@@ -126,9 +126,7 @@ def test_weights_that_are_read_twice_are_not_written(llama):
 
 def test_a_norm_of_heads_is_no_stream(llama):
     proto = llama()
-    proto.graph.initializer.append(
-        numpy_helper.from_array(numpy_helper.to_array(proto.graph.initializer[0])[0, :8], "gq")
-    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.ones(HEAD, np.float32), "gq"))
     at = next(at for at, node in enumerate(proto.graph.node) if node.output[0] == "b0_qh")
     proto.graph.node[at].input[0] = "normed"
     proto.graph.node.insert(at, helper.make_node("RMSNormalization", ["b0_q4", "gq"], ["normed"]))
