@@ -14,6 +14,8 @@ from onnxq.methods.equalize.hadamard import hadamard, has_hadamard
 
 _CHUNK = 1 << 22
 """Elements rotated at a time, in float64."""
+_SMALLEST_BLOCK = 16
+"""Channels over which an outlier is worth spreading."""
 _DRAWS = 64
 """Signs to choose from; the largest entry of the best is about 2 / sqrt(order), of the worst twice as much."""
 
@@ -57,8 +59,10 @@ class Rotation:
         return np.asarray(np.kron(self.left, self.right))
 
     def apply(self, array: np.ndarray, axis: int = -1) -> np.ndarray:
-        """Every line along an axis, rotated; float64 of the same shape."""
+        """Every line along an axis, rotated; float64. Lines that are too short are filled up with zeros."""
         rows = np.moveaxis(array, axis, -1)
+        if rows.shape[-1] < self.size:
+            rows = np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, self.size - rows.shape[-1])])
         made = np.empty(rows.shape, np.float64)
         flat, out = rows.reshape(-1, self.size), made.reshape(-1, len(self.left), len(self.right))
         step = max(_CHUNK // max(self.size, 1), 1)
@@ -80,11 +84,24 @@ def rotation(size: int, seed: int, *, keep_mean: bool = False) -> Rotation | Non
             rotation. Entries are then only nearly of equal size.
     """
     generator = np.random.default_rng(seed)
-    block = max(each for each in range(1, size + 1) if size % each == 0 and _split(each))
+    block = _block(size)
     if block == 1:
         return None
     made = Rotation(*((_mean_kept if keep_mean else _signed)(side, generator) for side in _split(block) or ()))
     return made if block == size else made.repeated(size // block)
+
+
+def padded_size(size: int) -> int:
+    """How many channels to rotate in the place of so many, the others zero: more where there is no good rotation."""
+    if _block(size) >= min(size, _SMALLEST_BLOCK):
+        return size
+    wider = range(-(-size // _SMALLEST_BLOCK) * _SMALLEST_BLOCK, size + size // 8 + 1, _SMALLEST_BLOCK)
+    return next((each for each in wider if _split(each)), size)
+
+
+def _block(size: int) -> int:
+    """The largest divisor with a rotation."""
+    return max(each for each in range(1, size + 1) if size % each == 0 and _split(each))
 
 
 def _split(size: int) -> tuple[int, int] | None:

@@ -27,13 +27,14 @@ class Turns:
         y: What rotates its output; `columns` of it where that is not all.
         columns: See `y`.
         norm: Whose scale and shift move into it.
-        online: An operator rotates its input.
+        online: An operator rotates its input, which has so many axes; they need be known only where the rotation has
+            more channels. None: something else does.
     """
 
     x: Rotation | None = None
     y: list[tuple[Rotation, tuple[int, int]]] = field(default_factory=list)
     norm: Norm | None = None
-    online: bool = False
+    online: int | None = None
 
 
 class Folding:
@@ -62,10 +63,10 @@ class Folding:
         self.of(heads.value).y.append((turn.repeated((last - first) // heads.width), heads.columns))
         self.of(heads.output).x = turn.repeated(heads.output.weight.shape[0] // heads.width)
 
-    def rotate_input(self, linear: Linear, turn: Rotation) -> None:
-        """Rotate the input of a linear by an operator."""
+    def rotate_input(self, linear: Linear, turn: Rotation, rank: int) -> None:
+        """Rotate the input of a linear by an operator; `rank` as in `Turns.online`."""
         self.of(linear).x = turn
-        self.of(linear).online = True
+        self.of(linear).online = rank
 
     def write(self, model: ir.Model, sink: Sink) -> None:
         """Change the graph."""
@@ -117,12 +118,15 @@ class _Writing:
             self.operand(*bias, added)
         elif added is not None and added.any():
             self._add_bias(linear, added)
-        if turns.online and turns.x is not None:
-            self.online(linear.x, [(linear.node, 0)], turns.x, linear.weight.dtype)
+        if turns.online is not None and turns.x is not None:
+            value, missing = linear.x, turns.x.size - linear.weight.shape[0]
+            if missing:
+                value = self._filled_up(linear, turns.online, missing)
+            self.online(value, [(linear.node, 0)], turns.x, linear.weight.dtype)
 
     def weight(self, weight: Weight, array: np.ndarray) -> None:
         """Let a weight hold other numbers, in the type in which operators read it."""
-        dims = tuple(weight.tensor.shape.numpy())
+        dims = _stored_dims(weight, array.shape)
         stored = undo_views(array.astype(weight.dtype.numpy()), dims, weight.steps)
         tensor = self._sink.append(weight.tensor.name or "", weight.dtype, dims, [stored])
         source, producer = weight.source, weight.source.producer()
@@ -130,8 +134,11 @@ class _Writing:
             source.const_value = tensor
         else:
             producer.attributes["value"] = ir.AttrTensor("value", tensor)
+        source.shape = ir.Shape(dims)
         for value in (source, *(node.outputs[0] for node in weight.sites[0].chain)):
             value.type = ir.TensorType(weight.dtype)
+            if array.shape != weight.shape and value is not source:
+                value.shape = None
 
     def operand(self, node: ir.Node, at: int, array: np.ndarray) -> None:
         """Give a node another constant in the place of one that it reads."""
@@ -152,6 +159,14 @@ class _Writing:
         made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
         for node, at in readers:
             node.replace_input_with(at, made)
+
+    def _filled_up(self, linear: Linear, rank: int, missing: int) -> ir.Value:
+        """The input of a linear with channels of zeros behind its own."""
+        x, pads = linear.x, np.zeros(2 * rank, np.int64)
+        pads[-1] = missing
+        result = ir.Value(name=f"{x.name}_filled_up", type=ir.TensorType(linear.weight.dtype))
+        inputs = [x, self._constant(f"{x.name}_pads", pads, pads.dtype, x)]
+        return self._editor.before(linear.node, ("", "Pad"), inputs, {}, result)
 
     def _side(self, name: str, array: np.ndarray, owner: ir.Value) -> ir.Value:
         """One of the matrices of a rotation, which all rotations share that have it."""
@@ -183,6 +198,16 @@ class _Writing:
         kind = ir.DataType.from_numpy(stored.dtype)
         tensor = self._sink.append(self._editor.fresh(name), kind, stored.shape, [stored])
         return self._editor.constant(tensor, owner)
+
+
+def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a weight is stored that operators read in this one; it was not reshaped, if that changes."""
+    if shape == weight.shape:
+        return tuple(weight.tensor.shape.numpy())
+    for operator, numbers in reversed(weight.steps):
+        if operator == "Transpose":
+            shape = tuple(shape[axis] for axis in np.argsort(numbers))
+    return shape
 
 
 def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:

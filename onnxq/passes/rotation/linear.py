@@ -102,7 +102,8 @@ def _constant(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ..
     source, chain = trace(value)
     tensor = constant_tensor(source)
     steps = None if tensor is None else views(tensor, chain)
-    return None if tensor is None or steps is None else (tensor, steps)
+    # A caller may replace the default of an input.
+    return None if tensor is None or steps is None or source.is_graph_input() else (tensor, steps)
 
 
 def keeps_rows(node: ir.Node, shapes: Shapes, width: int) -> bool:

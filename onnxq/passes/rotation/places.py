@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.shapes import Shapes
 from onnxq.passes.rotation.linear import Linear, is_constant_row, is_standard, keeps_rows
-from onnxq.passes.rotation.stream import Refused
+from onnxq.passes.rotation.stream import Refused, Stream
 
 # What activation functions and gates end in; the microsoft ones are fused.
 _ACTIVATIONS = ("Mul", "Gelu", "Relu", "FastGelu", "QuickGelu", "BiasGelu", "Swish", "HardSwish", "Mish", "Elu", "Tanh")
@@ -103,19 +103,27 @@ def _columns(node: ir.Node, value: ir.Value, shapes: Shapes, width: int) -> tupl
     return stop - (sizes[-1] or 0), stop
 
 
-def find_products(linears: Mapping[ir.Node, Linear], shapes: Shapes, taken: Sequence[Linear]) -> list[Linear]:
-    """Linears behind an activation function or a gate, which only an operator of its own can rotate (QuaRot's R4)."""
-    found: list[Linear] = []
-    for linear in linears.values():
-        if linear in taken:
-            continue
-        value, node = linear.x, linear.x.producer()
-        while node is not None and node.inputs and keeps_rows(node, shapes, linear.weight.shape[0]):
-            value = node.inputs[0] or value
-            node = value.producer()
-        if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", "com.microsoft"):
-            continue
-        if any(is_constant_row(each) for each in node.inputs):
-            continue
-        found.append(linear)
-    return found
+def find_products(
+    linears: Mapping[ir.Node, Linear], shapes: Shapes, streams: Sequence[Stream], heads: Sequence[Heads]
+) -> list[Linear]:
+    """Linears whose input only an operator of its own can rotate (QuaRot's R4).
+
+    It is behind an activation function or a gate, or what comes out goes into a residual stream.
+    """
+    taken = {linear.node for stream in streams for linear, _ in stream.readers} | {each.output.node for each in heads}
+    writing = {linear.node for stream in streams for linear in stream.linears}
+    return [
+        linear
+        for node, linear in linears.items()
+        if node not in taken and (node in writing or _is_behind_activation(linear, shapes))
+    ]
+
+
+def _is_behind_activation(linear: Linear, shapes: Shapes) -> bool:
+    node = linear.x.producer()
+    while node is not None and node.inputs and keeps_rows(node, shapes, linear.weight.shape[0]):
+        node = None if node.inputs[0] is None else node.inputs[0].producer()
+    if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", "com.microsoft"):
+        return False
+    # A scale of each channel ends a norm.
+    return not any(is_constant_row(each) for each in node.inputs)

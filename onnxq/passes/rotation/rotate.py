@@ -6,7 +6,7 @@ import numpy as np
 
 from onnxq.formats import get_format
 from onnxq.methods.equalize.choose import Rounding
-from onnxq.methods.equalize.rotation import rotation
+from onnxq.methods.equalize.rotation import padded_size, rotation
 from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.ranges import round_to, scale_of
 from onnxq.methods.solve import rtn
@@ -69,13 +69,17 @@ def find_places(model: Model, step: Rotate) -> tuple[list[Place], list[Refused]]
     linears = find_linears(graph, weights)
     streams = find_streams(graph, shapes, linears, weights)
     heads = find_heads(linears, shapes)
-    taken = [linear for each in streams if isinstance(each, Stream) for linear, _ in each.readers]
-    taken += [each.output for each in heads if isinstance(each, Heads)]
+    products = find_products(
+        linears,
+        shapes,
+        [each for each in streams if isinstance(each, Stream)],
+        [each for each in heads if isinstance(each, Heads)],
+    )
     found: list[Place | Refused] = []
     if "value" in step.sites:
         found += [_in_heads(each, step.seed) if isinstance(each, Heads) else each for each in heads]
     if "online" in step.sites:
-        found += [_online(each, step.seed) for each in find_products(linears, shapes, taken)]
+        found += [_online(each, step.seed, shapes) for each in products]
     if "residual" in step.sites:
         found += [_in_stream(each, step.seed) if isinstance(each, Stream) else each for each in streams]
     if (old := obstacle_to(model.ir, FUNCTION_OPSET)) is not None:
@@ -111,15 +115,19 @@ def _in_heads(heads: Heads, seed: int) -> Place | Refused:
     )
 
 
-def _online(linear: Linear, seed: int) -> Place | Refused:
+def _online(linear: Linear, seed: int, shapes: Shapes) -> Place | Refused:
     name, width = str(linear.x.name), linear.weight.shape[0]
-    turn = rotation(width, seed)
+    turn = rotation(padded_size(width), seed)
     if turn is None:
         return _odd(name, width)
+    if turn.size > width and (
+        shapes.of(linear.x) is None or any(operator == "Reshape" for operator, _ in linear.weight.steps)
+    ):
+        return Refused(name, f"{width} channels have no good rotation, and cannot be filled up here")
     return Place(
         name=name,
         done="input of a product rotated by an operator",
-        put=lambda folding: folding.rotate_input(linear, turn),
+        put=lambda folding: folding.rotate_input(linear, turn, len(shapes.of(linear.x) or ())),
         before=(linear,),
         behind=(),
         online=True,

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onnxq.methods.equalize.rotation import rotation
+from onnxq.methods.equalize.rotation import padded_size, rotation
 
 SIZES = [2, 6, 12, 48, 96, 100, 256, 704, 92, 11008]
 
@@ -57,3 +57,17 @@ def test_heads_are_rotated_each_for_itself():
     rows = np.random.default_rng(0).normal(size=(2, 36))
     expected = np.concatenate([head.apply(each) for each in np.split(rows, 3, axis=1)], axis=1)
     np.testing.assert_allclose(head.repeated(3).apply(rows), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(704, 704), (705, 720), (45, 48), (1366, 1376), (12, 12), (7, 7), (96, 96)]
+)
+def test_channels_are_added_where_there_is_no_good_rotation(size, expected):
+    assert padded_size(size) == expected
+
+
+def test_short_rows_are_filled_up_with_zeros():
+    rows = np.random.default_rng(0).normal(size=(3, 45))
+    turn = rotation(48, 0)
+    np.testing.assert_array_equal(turn.apply(rows), turn.apply(np.pad(rows, [(0, 0), (0, 3)])))
+    np.testing.assert_allclose(turn.inverse.apply(turn.apply(rows))[:, :45], rows, atol=1e-13)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -104,22 +105,40 @@ def test_weights_stored_as_float16_lose_nothing(llama, largest_change):
     assert largest_change(before, rotated(before)[0]) < 1e-5
 
 
-def test_an_odd_number_of_channels_is_left_alone():
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 13]> g (float[n, 7] x) => (float[n, 4] y)
-        { a = Relu(x) y = MatMul(a, w) }"""
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((7, 4), np.float32), "w"))
-    _, report = rotated(model)
+def product_of_width(width: int, line: str = "y = MatMul(a, w)", dims: tuple[int, ...] = ()) -> onnx.ModelProto:
+    signature = f"g (float[n, {width}] x) => (float[n, 4] y)"
+    model = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 13]> {signature} {{ a = Relu(x) {line} }}')
+    array = np.random.default_rng(0).normal(size=dims or (width, 4)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(array, "w"))
+    return model
+
+
+def test_a_few_channels_of_an_odd_number_are_left_alone():
+    _, report = rotated(product_of_width(7))
     assert [each.reason for each in report.changes] == ["7 channels: only even numbers have a rotation"]
 
 
+@pytest.mark.parametrize(
+    ("line", "dims"),
+    [
+        ("y = MatMul(a, w)", (45, 4)),
+        ("y = Gemm<transB=1>(a, w)", (4, 45)),
+        ("t = Transpose<perm=[1, 0]>(w) y = MatMul(a, t)", (4, 45)),
+    ],
+)
+def test_channels_without_a_good_rotation_are_filled_up(line, dims):
+    before = product_of_width(45, line, dims)
+    after, report = rotated(before)
+    assert report.changes[0].done
+    assert 48 in arrays(after)["w"].shape
+    feed = {"x": np.random.default_rng(1).normal(size=(5, 45)).astype(np.float32)}
+    results = [onnxruntime.InferenceSession(each.SerializeToString()).run(None, feed)[0] for each in (before, after)]
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
+
+
 def test_an_old_opset_takes_no_operator():
-    model = onnx.parser.parse_model(
-        """<ir_version: 8, opset_import: ["": 9]> g (float[n, 8] x) => (float[n, 4] y)
-        { a = Relu(x) y = MatMul(a, w) }"""
-    )
-    model.graph.initializer.append(numpy_helper.from_array(np.ones((8, 4), np.float32), "w"))
+    model = product_of_width(8)
+    model.opset_import[0].version = 9
     _, report = rotated(model)
     assert "opset" in report.changes[0].reason
 

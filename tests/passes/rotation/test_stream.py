@@ -157,8 +157,15 @@ def test_values_that_somebody_else_reads_are_refused(llama):
     ]
 
 
-def test_products_behind_activations(llama, gpt, bert):
-    for proto in (llama(), gpt(), bert()):
-        found, linears, shapes = parts(proto)
-        taken = [linear for each in found if isinstance(each, Stream) for linear, _ in each.readers]
-        assert names(find_products(linears, shapes, taken)) == {"b0_wd", "b1_wd"}
+@pytest.mark.parametrize("name", ["llama", "gpt", "bert"])
+def test_products_behind_activations(name, request):
+    found, linears, shapes = parts(request.getfixturevalue(name)())
+    streams = [each for each in found if isinstance(each, Stream)]
+    heads = [each for each in find_heads(linears, shapes) if isinstance(each, Heads)]
+    assert names(find_products(linears, shapes, streams, heads)) == {"b0_wd", "b1_wd"}
+
+
+def test_what_writes_into_the_stream_and_has_no_other_rotation(llama, with_output):
+    found, linears, shapes = parts(with_output(llama(), "b0_vh", rank=4))
+    heads = [each for each in find_heads(linears, shapes) if isinstance(each, Heads)]
+    assert names(find_products(linears, shapes, found, heads)) == {"b0_wo", "b0_wd", "b1_wd"}
