@@ -170,5 +170,6 @@ def _round_rows(spec: ActivationSpec, rows: np.ndarray) -> np.ndarray:
 
 def _round_weight(weight: Weight, spec: QuantSpec, array: np.ndarray) -> np.ndarray:
     group, formats = grouping(weight, spec), [get_format(name) for name in spec.format]
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest_of(weight.dtype.numpy()))
-    return rtn.solve(array.reshape(group.matrix), grid).decode().reshape(array.shape)
+    block = len(array) if spec.granularity == "channel" else group.block
+    grid = GridSpec(formats, block, group.scale_type, spec.symmetric, largest_of(weight.dtype.numpy()))
+    return rtn.solve(array[None], grid).decode()[0]

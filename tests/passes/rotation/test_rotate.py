@@ -168,6 +168,24 @@ def test_outliers_are_worth_a_rotation(llama, data, largest_change):
     assert largest_change(proto, turned) < largest_change(proto, plain) / 2
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "group, group_size: 8"])
+@pytest.mark.parametrize("width", [48, 45])
+def test_channels_that_are_filled_up_can_be_chosen(width, granularity):
+    rows = np.random.default_rng(0).uniform(0, 1, (64, width)).astype(np.float32)
+    rows[:, 7] *= 1000
+    rule = f"weight: {{format: int4, granularity: {granularity}}}, activation: {{format: int4, granularity: token}}"
+    made = product_of_width(width)
+    made.graph.initializer[0].CopyFrom(numpy_helper.from_array(outlier_rows(width), "w"))
+    _, report = onnxq.quantize_proto(made, recipe("{method: rotate}", rule=rule), calibration=Calibration(rows))
+    assert report.changes[0].done
+
+
+def outlier_rows(width: int) -> np.ndarray:
+    weight = np.random.default_rng(1).normal(size=(width, 4)).astype(np.float32)
+    weight[7] /= 1000
+    return weight
+
+
 def test_what_is_not_quantized_is_not_rotated(llama, data):
     chosen = recipe("{method: rotate}", rule='match: {name: "b0_wd"}, weight: {format: int4}')
     _, report = onnxq.quantize_proto(with_outliers(llama()), chosen, calibration=Calibration(data))
