@@ -172,4 +172,5 @@ def _round_weight(weight: Weight, spec: QuantSpec, array: np.ndarray) -> np.ndar
     group, formats = grouping(weight, spec), [get_format(name) for name in spec.format]
     block = len(array) if spec.granularity == "channel" else group.block
     grid = GridSpec(formats, block, group.scale_type, spec.symmetric, largest_of(weight.dtype.numpy()))
-    return rtn.solve(array[None], grid).decode()[0]
+    decoded: np.ndarray = rtn.solve(array[None], grid).decode()[0]
+    return decoded
