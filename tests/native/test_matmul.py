@@ -57,11 +57,14 @@ def test_a_bias_is_added_to_each_row(name, asymmetric, dtype, isa, weight, open_
 
 @pytest.mark.parametrize("constant", [False, True])
 def test_a_bias_of_another_length_is_refused(constant, weight, open_session):
+    def run(model, feeds):
+        open_session(model).run(None, feeds)
+
     made = weight("int4", (40, 30), 32, bias="float32")
     made.inputs["bias"] = np.zeros(31, np.float32)
+    model, feeds = made.model(constant=constant), {} if constant else made.inputs
     with pytest.raises(Exception, match=r"LinearINT4 .*bias has shape \[31\]; the weight has N = 30"):
-        feeds = {} if constant else made.inputs
-        open_session(made.model(constant=constant)).run(None, {"x": activations(1, 40)} | feeds)
+        run(model, {"x": activations(1, 40)} | feeds)
 
 
 def test_bfloat16_activations(isa, weight, open_session, assert_close):
