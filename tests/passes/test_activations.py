@@ -89,7 +89,7 @@ def test_readers_of_one_value_share_one_pair() -> None:
         ("abc", ("o",), "uint8"),
         ("d", ("head",), None),
     ]
-    read = {node.name: node.input[0] for node in made.graph.node if node.name in "qkvo"}
+    read = {node.name: node.input[0] for node in made.graph.node if node.name}
     assert read["q"] == read["k"] == read["v"] == "x_rounded"
 
 
@@ -106,7 +106,10 @@ def test_every_place_is_decided_once_and_named_ones_are_exempt() -> None:
         "head": "embedding: off unless a rule asks for it with role: embedding",
     }
     assert sum(len(each.readers) for each in report.activations) == 5
-    assert {node.name: node.input[0] for node in made.graph.node if node.name in "qk"} == {"q": "x_rounded", "k": "x"}
+    assert {node.name: node.input[0] for node in made.graph.node if node.name in ("q", "k")} == {
+        "q": "x_rounded",
+        "k": "x",
+    }
     assert {each.weight: each.reason for each in report.skipped}["wk"] == "spike"
     planned = onnxq.plan(from_proto(original), recipe(more=more))
     assert planned.activations == report.activations
