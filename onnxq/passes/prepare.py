@@ -10,7 +10,7 @@ from onnxq.passes.step import Change, Context
 Apply = Callable[[Model, Any, Context], tuple[Model, list[Change]]]
 """(model, step of the recipe, what it has to go by) -> the model after it, and what was done or not."""
 
-APPLY: Mapping[str, Apply] = {"smooth": equalize}
+APPLY: Mapping[str, Apply] = dict.fromkeys(("smooth", "aweq", "awq", "shift", "disassemble"), equalize)
 """By the method of the step."""
 
 

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from onnxq.methods.backend import get_module
-from onnxq.model.constants import view_shape
+from onnxq.model.constants import undo_views, view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
@@ -196,11 +196,5 @@ def _input(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 def as_stored(weight: Weight, decoded: np.ndarray) -> np.ndarray:
     """Numbers in the shape in which operators read a weight, in the shape and type in which it is stored."""
-    shapes = [view_shape(weight.tensor.shape.numpy(), weight.steps[:count]) for count in range(len(weight.steps) + 1)]
-    array = decoded.reshape(shapes[-1])
-    for (operator, numbers), shape in zip(reversed(weight.steps), reversed(shapes[:-1]), strict=True):
-        if operator == "Transpose":
-            array = array.transpose(np.argsort(numbers))
-        elif operator == "Reshape":
-            array = array.reshape(shape)
-    return np.ascontiguousarray(array.astype(weight.tensor.dtype.numpy()))
+    array = decoded.reshape(view_shape(weight.tensor.shape.numpy(), weight.steps))
+    return undo_views(array.astype(weight.tensor.dtype.numpy()), weight.tensor.shape.numpy(), weight.steps)

@@ -4,10 +4,15 @@ from onnxq.recipes.activation import ActivationSpec, is_roundable
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
-from onnxq.recipes.steps import STEPS, SiteKind, Smooth, Step
+from onnxq.recipes.steps import SITE_KINDS, STEPS, Aweq, Awq, Disassemble, Shift, SiteKind, Smooth, Step
 
 __all__ = [
+    "SITE_KINDS",
     "STEPS",
+    "Aweq",
+    "Awq",
+    "Disassemble",
+    "Shift",
     "ActivationSpec",
     "Granularity",
     "Match",
