@@ -18,7 +18,17 @@ from onnxq.errors import RecipeError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
-from onnxq.recipes import ActivationSpec, Match, QuantSpec, Recipe, Rule, is_roundable, load_recipe, parse_recipe, preset_names
+from onnxq.recipes import (
+    ActivationSpec,
+    Match,
+    QuantSpec,
+    Recipe,
+    Rule,
+    is_roundable,
+    load_recipe,
+    parse_recipe,
+    preset_names,
+)
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -177,7 +187,7 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     }
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
     for kind in NAMED_FORMATS.values():
-        for family in ("Dequantize", "MatMul"):
+        for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
         if is_roundable(kind):
