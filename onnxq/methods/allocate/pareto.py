@@ -72,7 +72,8 @@ def _undominated(costs: npt.NDArray[np.int64], losses: npt.NDArray[np.float64]) 
     order = np.lexsort((losses, costs))
     sorted_losses = losses[order]
     before = np.concatenate(([np.inf], np.minimum.accumulate(sorted_losses)[:-1]))
-    return order[sorted_losses < before]
+    kept: npt.NDArray[np.intp] = order[sorted_losses < before]
+    return kept
 
 
 def _thinned(kept: npt.NDArray[np.intp], costs: npt.NDArray[np.int64], points: int) -> npt.NDArray[np.intp]:
@@ -83,4 +84,5 @@ def _thinned(kept: npt.NDArray[np.intp], costs: npt.NDArray[np.int64], points: i
     bins = (costs[kept] - low) * (points - 1) // (high - low)
     last = np.append(bins[1:] != bins[:-1], True)
     last[0] = True
-    return kept[last]
+    thinned: npt.NDArray[np.intp] = kept[last]
+    return thinned

@@ -1,7 +1,7 @@
 """Inputs of layers with spikes: a few values so large that one scale for all tokens leaves nothing of the others.
 
-"Precision Where It Matters" (arXiv 2504.21553) finds them in a handful of projections of language models, and keeps these
-in higher precision while all others are quantized.
+"Precision Where It Matters" (arXiv 2504.21553) finds them in a handful of projections of language models, and keeps
+these in higher precision while all others are quantized.
 """
 
 from collections.abc import Sequence
