@@ -7,9 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxq.analysis.allocation import allocate
     from onnxq.analysis.compare import compare
     from onnxq.analysis.evaluate import evaluate
     from onnxq.analysis.inspect import inspect
+    from onnxq.analysis.perturbation import perturb
+    from onnxq.analysis.sensitivity import sensitivity
+    from onnxq.analysis.spikes import spikes
     from onnxq.api import calibrate, plan, quantize, quantize_proto
     from onnxq.errors import OnnxqError
     from onnxq.recipes import Recipe, load_recipe
@@ -27,17 +31,21 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "allocate",
     "calibrate",
     "compare",
     "evaluate",
     "generate",
     "inspect",
     "load_recipe",
+    "perturb",
     "plan",
     "quantize",
     "quantize_proto",
     "register",
+    "sensitivity",
     "session",
+    "spikes",
 ]
 
 _HOMES = {
@@ -45,17 +53,21 @@ _HOMES = {
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
+    "allocate": "analysis.allocation",
     "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
     "generate": "runtime.generate",
     "inspect": "analysis.inspect",
     "load_recipe": "recipes",
+    "perturb": "analysis.perturbation",
     "plan": "api",
     "quantize": "api",
     "quantize_proto": "api",
     "register": "runtime.native",
+    "sensitivity": "analysis.sensitivity",
     "session": "runtime.session",
+    "spikes": "analysis.spikes",
 }
 
 

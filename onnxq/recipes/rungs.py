@@ -5,8 +5,6 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-import yaml
-
 from onnxq.formats import Integer, get_format
 from onnxq.recipes.load import load_recipe, preset_names
 from onnxq.recipes.recipe import Match, Recipe, Role, Rule
@@ -79,9 +77,3 @@ def recipe_for(name: str, about: str, decided: Iterable[tuple[str, Role, QuantSp
             Rule(match=match, skip=decision) if isinstance(decision, str) else Rule(match=match, weight=decision)
         )
     return Recipe(name=name, about=about, rules=tuple(rules))
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """A recipe as YAML, without what is the default."""
-    plain = recipe.model_dump(mode="json", exclude_defaults=True)
-    return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=120)
