@@ -7,11 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxq.analysis.abilities import abilities
     from onnxq.analysis.allocation import allocate
     from onnxq.analysis.compare import compare
     from onnxq.analysis.evaluate import evaluate
     from onnxq.analysis.inspect import inspect
     from onnxq.analysis.perturbation import perturb
+    from onnxq.analysis.robustness import attack, robustness
     from onnxq.analysis.sensitivity import sensitivity
     from onnxq.analysis.spikes import spikes
     from onnxq.api import calibrate, plan, quantize, quantize_proto
@@ -31,7 +33,9 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "abilities",
     "allocate",
+    "attack",
     "calibrate",
     "compare",
     "evaluate",
@@ -43,6 +47,7 @@ __all__ = [
     "quantize",
     "quantize_proto",
     "register",
+    "robustness",
     "sensitivity",
     "session",
     "spikes",
@@ -53,7 +58,9 @@ _HOMES = {
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
+    "abilities": "analysis.abilities",
     "allocate": "analysis.allocation",
+    "attack": "analysis.robustness",
     "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
@@ -65,6 +72,7 @@ _HOMES = {
     "quantize": "api",
     "quantize_proto": "api",
     "register": "runtime.native",
+    "robustness": "analysis.robustness",
     "sensitivity": "analysis.sensitivity",
     "session": "runtime.session",
     "spikes": "analysis.spikes",

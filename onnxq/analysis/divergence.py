@@ -63,7 +63,7 @@ class Reference:
         if targets is not None and len(targets := targets.reshape(-1)) and int(targets.max()) >= rows.shape[1]:
             raise DataError(f"the data has class or token {int(targets.max())}, the model scores {rows.shape[1]}")
         if self._probabilities is None:
-            self._probabilities = _are_probabilities(rows)
+            self._probabilities = are_probabilities(rows)
         self._kept.put(batch, {"scores": rows.astype(np.float32)})
         self._targets.append(targets)
 
@@ -149,6 +149,7 @@ def log_probabilities(scores: NDArray[np.float32], *, probabilities: bool = Fals
     return shifted
 
 
-def _are_probabilities(rows: NDArray[Any]) -> bool:
+def are_probabilities(rows: NDArray[Any]) -> bool:
+    """Whether rows of scores are probabilities already: none below zero, and their sum is one."""
     wide = rows.astype(np.float32, copy=False)
     return bool(len(wide)) and bool((wide >= 0).all() and (np.abs(wide.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
