@@ -1,46 +1,24 @@
 """Which weight in which format: the best use of a budget of bits, never worse than one format for all."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from onnxq.analysis.assignment import Assignment, Layers
 from onnxq.analysis.laboratory import Effect, Laboratory, Progress, laboratory
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
-from onnxq.methods.allocate.pareto import Frontier, frontier
 from onnxq.model.load import Model, load
 from onnxq.passes.plan import Selection
-from onnxq.passes.solutions import Solutions
-from onnxq.recipes import Recipe, Role, Rule
+from onnxq.recipes import Recipe, Rule
 from onnxq.recipes.rungs import LADDER, recipe_for
-from onnxq.recipes.spec import Method, QuantSpec
+from onnxq.recipes.spec import Method
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.data import Source
 
 # What the functions of one format and the nodes of one weight add to a file, at most.
 _FUNCTION_BYTES, _NODE_BYTES = 4096, 512
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """A format for every weight, measured as a whole.
-
-    Attributes:
-        name: What it is.
-        bits: Stored for each element of the weights, with scales and zero points, on average.
-        size_bytes: Stored for all of them.
-        predicted: Sum of what each weight does to the predictions alone, KL in nats.
-        measured: KL of the predictions with all of them quantized, in nats.
-        loss_change: Of the mean negative log-likelihood of the right answers; NaN where they are not known.
-    """
-
-    name: str
-    bits: float
-    size_bytes: int
-    predicted: float
-    measured: float
-    loss_change: float
 
 
 @dataclass(frozen=True)
@@ -72,83 +50,6 @@ class Allocation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self) | {"recipe": self.recipe.model_dump(mode="json", exclude_defaults=True)}
-
-
-@dataclass(frozen=True)
-class Option:
-    """What one weight can become.
-
-    Attributes:
-        rung: Number of the recipe; -1 where the weight stays float.
-        size_bytes: Stored.
-        loss: KL of the predictions with this weight alone, in nats.
-        spec: How it is quantized; None where it stays float.
-    """
-
-    rung: int
-    size_bytes: int
-    loss: float
-    spec: QuantSpec | None
-
-
-class Layers:
-    """The weights of a model with all their options, each solved once and kept on the disk."""
-
-    def __init__(self, lab: Laboratory, threads: int | None = None, progress: Progress | None = None) -> None:
-        """Solve and judge every weight by every recipe."""
-        self._lab = lab
-        self._solutions = Solutions(lab.folder / "solutions", {})
-        found: dict[tuple[int, int], Effect] = {}
-        for at, rung, effect, solution in lab.effects(threads, progress):
-            found[at, rung] = effect
-            self._solutions.put(self._number(at, rung), solution)
-        self.effects = tuple(found.values())
-        self.at = tuple(sorted({at for at, _ in found}))
-        self.options = tuple(tuple(self._options(at, found)) for at in self.at)
-        self.elements = sum(lab.weights[at].size for at in self.at)
-
-    def _number(self, at: int, rung: int) -> int:
-        return at * len(self._lab.plans) + rung
-
-    def _options(self, at: int, found: dict[tuple[int, int], Effect]) -> Iterator[Option]:
-        floats = Option(-1, self._lab.weights[at].size_bytes, 0.0, None)
-        for rung, plan in enumerate(self._lab.plans):
-            effect = found.get((at, rung))
-            yield floats if effect is None else Option(rung, effect.size_bytes, effect.kl, plan.decisions[at].spec)
-
-    def frontier(self, lowest: int = 0) -> Frontier:
-        """The best uses of all budgets, without the first few recipes."""
-        allowed = [options[lowest:] for options in self.options]
-        return frontier(
-            [[each.size_bytes for each in options] for options in allowed],
-            [[each.loss for each in options] for options in allowed],
-        )
-
-    def judge(self, name: str, chosen: Sequence[int]) -> Assignment:
-        """Measure an assignment: the number of an option for each weight."""
-        taken = [options[number] for options, number in zip(self.options, chosen, strict=True)]
-        replaced = []
-        for at, option in zip(self.at, taken, strict=True):
-            if option.rung >= 0:
-                solution = self._solutions.get(self._number(at, option.rung))
-                if not isinstance(solution, str):
-                    replaced.append((self._lab.weights[at], solution.decode()))
-        found = self._lab.trial.judge(replaced)
-        size_bytes = sum(option.size_bytes for option in taken)
-        return Assignment(
-            name=name,
-            bits=8 * size_bytes / self.elements,
-            size_bytes=size_bytes,
-            predicted=sum(option.loss for option in taken),
-            measured=found.kl,
-            loss_change=found.loss - self._lab.trial.loss,
-        )
-
-    def decided(self, chosen: Sequence[int]) -> Iterator[tuple[str, Role, QuantSpec | str]]:
-        """What an assignment says about each weight."""
-        for at, options, number in zip(self.at, self.options, chosen, strict=True):
-            weight, spec = self._lab.weights[at], options[number].spec
-            yield weight.name, weight.role, spec or "every format that fits the budget costs more than it saves"
 
 
 def allocate(
@@ -218,32 +119,41 @@ def allocate(
         selection=selection,
     ) as lab:
         layers = Layers(lab, threads, progress)
-        if not layers.at:
+        if not layers.weights:
             raise UsageError("no weight of this model is quantized by any of these formats ('onnxq plan' says why)")
         budget = int(bits * layers.elements / 8) if bits is not None else _left(loaded, layers, lab, size_bytes or 0)
-        chosen = _candidates(layers, [recipe.name for recipe in lab.recipes], budget)
-        tried = sorted(
-            ((layers.judge(name, numbers), numbers) for name, numbers in chosen.items()),
-            key=lambda each: (each[0].measured, each[0].size_bytes),
-        )
-        best, numbers = tried[0]
-        about = f"{best.bits:.2f} bits a weight, allocated within {8 * budget / layers.elements:.2f}"
-        made = recipe_for("allocated", about, layers.decided(numbers)).with_rules(*rules)
-        whole = layers.frontier()
-        return Allocation(
-            recipe=made,
-            best=best,
-            tried=tuple(assignment for assignment, _ in tried),
-            budget_bits=8 * budget / layers.elements,
-            frontier=tuple(
-                (8 * int(cost) / layers.elements, float(loss))
-                for cost, loss in zip(whole.costs, whole.losses, strict=True)
-            ),
-            effects=layers.effects,
-            load_seconds=lab.load_seconds,
-            runs=lab.trial.runs,
-            run_seconds=lab.trial.run_seconds,
-        )
+        found = spread(layers, budget)
+    return replace(found, recipe=found.recipe.with_rules(*rules))
+
+
+def spread(layers: Layers, budget: int) -> Allocation:
+    """Choose for each weight one of its options, so that all of them together keep to a budget of bytes.
+
+    Raises:
+        UsageError: No choice does.
+    """
+    lab = layers.lab
+    chosen = _candidates(layers, [recipe.name for recipe in lab.recipes], budget)
+    tried = sorted(
+        ((layers.judge(name, numbers), numbers) for name, numbers in chosen.items()),
+        key=lambda each: (each[0].measured, each[0].size_bytes),
+    )
+    best, numbers = tried[0]
+    about = f"{best.bits:.2f} bits a weight, allocated within {8 * budget / layers.elements:.2f}"
+    whole = layers.frontier()
+    return Allocation(
+        recipe=recipe_for("allocated", about, layers.decided(numbers)),
+        best=best,
+        tried=tuple(assignment for assignment, _ in tried),
+        budget_bits=8 * budget / layers.elements,
+        frontier=tuple(
+            (8 * int(cost) / layers.elements, float(loss)) for cost, loss in zip(whole.costs, whole.losses, strict=True)
+        ),
+        effects=layers.effects,
+        load_seconds=lab.swapping.load_seconds,
+        runs=lab.trial.runs,
+        run_seconds=lab.trial.run_seconds,
+    )
 
 
 def _candidates(layers: Layers, names: Sequence[str], budget: int) -> dict[str, tuple[int, ...]]:
@@ -274,6 +184,6 @@ def _candidates(layers: Layers, names: Sequence[str], budget: int) -> dict[str, 
 
 def _left(model: Model, layers: Layers, lab: Laboratory, size_bytes: int) -> int:
     """What a size of the file leaves for the weights."""
-    before = sum(lab.weights[at].size_bytes for at in layers.at)
-    added = _FUNCTION_BYTES * len(lab.recipes) + _NODE_BYTES * len(layers.at)
+    before = sum(weight.size_bytes for weight in layers.weights)
+    added = _FUNCTION_BYTES * len(lab.recipes) + _NODE_BYTES * len(layers.weights)
     return max(0, size_bytes - (model.size_bytes - before) - added)

@@ -76,7 +76,7 @@ class Laboratory:
         weights: In the order of the plans' decisions.
         trial: Judges variants.
         statistics: For methods that want them.
-        load_seconds: What opening the model took.
+        swapping: The model and its variants.
         folder: For what does not fit in memory.
     """
 
@@ -86,7 +86,7 @@ class Laboratory:
     weights: tuple[Weight, ...]
     trial: Trial
     statistics: Statistics | None
-    load_seconds: float
+    swapping: Swapping
     folder: Path
 
     @property
@@ -164,4 +164,4 @@ def laboratory(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
         swapping = Swapping(loaded, concerned, stack, providers=providers, threads=threads)
         judge = trial(swapping, data, folder, sequence=sequence, batch=batch, limit=limit)
-        yield Laboratory(loaded, chosen, plans, weights, judge, statistics, swapping.load_seconds, folder)
+        yield Laboratory(loaded, chosen, plans, weights, judge, statistics, swapping, folder)

@@ -104,5 +104,5 @@ def sensitivity(
             samples=lab.trial.samples,
             runs=lab.trial.runs,
             run_seconds=lab.trial.run_seconds,
-            load_seconds=lab.load_seconds,
+            load_seconds=lab.swapping.load_seconds,
         )

@@ -45,6 +45,7 @@ app.command(
         "onnxq evaluate small.onnx --tokens heldout.npy",
         "onnxq evaluate small.onnx --tokens heldout.npy --accuracy-level 1",
         "onnxq evaluate small.onnx --data test.npz --labels labels",
+        "onnxq evaluate small.onnx --data test.npz --checks --attack model.onnx",
     ),
 )(evaluate)
 app.command(
