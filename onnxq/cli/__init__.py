@@ -66,8 +66,8 @@ app.command(
 app.command(
     rich_help_panel=_CONVERT,
     cls=with_examples(
-        "onnxq allocate model.onnx --data calibration.npy --bits 3.25 -o mixed.yaml",
-        "onnxq allocate model.onnx --data calibration.npy --size 40MB -f int3-g64 -f fp4 -f fp6 -o mixed.yaml",
+        "onnxq allocate model.onnx --calib calibration.npy --bits 3.25 -o mixed.yaml",
+        "onnxq allocate model.onnx --calib calibration.npy --size 40MB -f int3-g64 -f fp4 -f fp6 -o mixed.yaml",
         "onnxq quantize model.onnx -o small.onnx --recipe mixed.yaml --calib calibration.npy",
     ),
 )(allocate)

@@ -38,11 +38,11 @@ class View(StrEnum):
 
 
 Data = Annotated[
-    Path,
+    Path | None,
     typer.Option(
         "--data",
         metavar="D",
-        help="What variants are judged on: token ids (.npy), or inputs (.npz).",
+        help="What variants are judged on: token ids (.npy), or inputs (.npz); by default what --calib names.",
         show_default=False,
     ),
 ]
@@ -79,7 +79,7 @@ Calib = Annotated[
     typer.Option(
         "--calib",
         metavar="DATA",
-        help="Data for methods that look at activations; by default what --data names.",
+        help="Data for methods that look at activations, in any form that 'onnxq quantize' takes; by default --data.",
         show_default=False,
     ),
 ]
@@ -121,7 +121,7 @@ Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists
 
 def sensitivity(
     model: ModelFile,
-    data: Data,
+    data: Data = None,
     recipe: Rungs = None,
     view: Annotated[View, typer.Option(help="Formats, noise of one strength, or spikes in the inputs.")] = View.formats,
     method: MethodName = None,
@@ -141,6 +141,7 @@ def sensitivity(
 
     KL is how much the predictions change, in nats. The model is loaded once, and each run swaps one weight.
     """
+    judged = _judged(data, calib)
     found: Sensitivity | Perturbations | tuple[Spike, ...]
     common: dict[str, Any] = {
         "sequence": sequence,
@@ -150,7 +151,7 @@ def sensitivity(
         "threads": threads,
     }
     with progress("looking at layers") as advance:
-        calibration = _calibration(calib or str(data), sequence, samples, batch, providers)
+        calibration = _calibration(calib or judged, sequence, samples, batch, providers)
         if view is View.spikes:
             from onnxq.analysis.spikes import spikes
 
@@ -158,13 +159,13 @@ def sensitivity(
         elif view is View.noise:
             from onnxq.analysis.perturbation import perturb
 
-            found = perturb(model, data, sqnr_db=sqnr, kind=noise, progress=advance, **common)  # type: ignore[arg-type]
+            found = perturb(model, judged, sqnr_db=sqnr, kind=noise, progress=advance, **common)  # type: ignore[arg-type]
         else:
             from onnxq.analysis.sensitivity import sensitivity as measure
 
             found = measure(
                 model,
-                data,
+                judged,
                 recipe or "int4",
                 method=_method(method),
                 calibration=calibration,
@@ -180,7 +181,7 @@ def sensitivity(
 
 def allocate(
     model: ModelFile,
-    data: Data,
+    data: Data = None,
     bits: Bits = None,
     size: Size = None,
     output: RecipeFile = None,
@@ -209,16 +210,17 @@ def allocate(
 
     if output is None:
         raise UsageError("where should the recipe go? give -o RECIPE.yaml")
+    judged = _judged(data, calib)
     check_file(output, force=force)
     with progress("allocating") as advance:
         found = choose(
             model,
-            data,
+            judged,
             bits=bits,
             size_bytes=None if size is None else size_in_bytes(size),
             formats=formats or LADDER,
             method=_method(method),
-            calibration=_calibration(calib or str(data), sequence, samples, batch, providers),
+            calibration=_calibration(calib or judged, sequence, samples, batch, providers),
             spike_limit=spikes,
             sequence=sequence,
             batch=batch,
@@ -232,6 +234,13 @@ def allocate(
         show_json({"model": str(model), "output": str(output), **found.to_dict()})
     else:
         show(*allocated(found, output))
+
+
+def _judged(data: Path | None, calib: str | None) -> str:
+    """What variants are judged on."""
+    if data is None and calib is None:
+        raise UsageError("layers are judged on data: give --data D, or --calib DATA for both")
+    return str(data or calib)
 
 
 def _calibration(data: str, sequence: int, samples: int, batch: int, providers: str | None) -> "Calibration":

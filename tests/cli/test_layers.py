@@ -32,7 +32,8 @@ def test_sensitivity_ranks_layers_and_tells_the_speed(onnxq, model, data):
 
 
 @pytest.mark.parametrize(
-    ("view", "wanted"), [("noise", r"gaussian noise at 30 dB, on 16 samples"), ("spikes", r"^r +\d\.\d +\d.* second *$")]
+    ("view", "wanted"),
+    [("noise", r"gaussian noise at 30 dB, on 16 samples"), ("spikes", r"^r +\d\.\d +\d.* second *$")],
 )
 def test_other_views(onnxq, model, data, view, wanted):
     arguments = ("sensitivity", model, "--data", data, "--view", view, "--sqnr", "30")
@@ -48,7 +49,7 @@ def test_allocate_writes_a_recipe_that_quantize_takes(onnxq, model, data, tmp_pa
     assert re.search(r"^int3-g32 for all +3\.\d{3} ", done.out, re.MULTILINE)
     assert f"Wrote {recipe}: " in done.out
     assert all(rule.weight.method == "clip" for rule in load_recipe(recipe).rules)
-    again = onnxq("allocate", model, "--data", data, "--bits", "4", "-o", recipe)
+    again = onnxq("allocate", model, "--calib", data, "--bits", "4", "-o", recipe)
     assert again.code == 6
     assert "--force" in again.err
     converted = json.loads(onnxq("quantize", model, "-r", recipe, "-o", small, "--json").out)
@@ -65,6 +66,11 @@ def test_allocate_by_size_and_formats(onnxq, model, data, tmp_path):
     )  # fmt: skip
     assert {each["recipe"] for each in found["effects"]} == {"fp4", "int8"}
     assert load_recipe(tmp_path / "a.yaml").model_dump(mode="json", exclude_defaults=True) == found["recipe"]
+
+
+def test_layers_are_judged_on_some_data(onnxq, model, data):
+    assert "give --data D" in onnxq("sensitivity", model).err
+    assert onnxq("sensitivity", model, "--calib", data).code == 0
 
 
 @pytest.mark.parametrize(
