@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxq.errors import OnnxqError
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
-    from onnxq.runtime.generate import generate
+    from onnxq.runtime.generate import Generator, generate
     from onnxq.runtime.native import register
     from onnxq.runtime.session import session
     from onnxq.statistics.calibration import Calibration
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Generator",
     "OnnxqError",
     "Recipe",
     "Report",
@@ -42,6 +43,7 @@ __all__ = [
 
 _HOMES = {
     "Calibration": "statistics.calibration",
+    "Generator": "runtime.generate",
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
