@@ -83,12 +83,26 @@ class Cache:
     """The tensors of a cache, bound from one run to the next without a copy to the host."""
 
     def __init__(
-        self, opened: "onnxruntime.InferenceSession", tensors: Sequence[Carried], batch: int, capacity: int | None
+        self,
+        opened: "onnxruntime.InferenceSession",
+        tensors: Sequence[Carried],
+        batch: int,
+        *,
+        tokens: int = 0,
+        in_place: bool = False,
     ) -> None:
-        """An empty cache; with a `capacity` each tensor is one buffer for so many tokens, else it grows run by run."""
-        self._opened, self._tensors, self._grows = opened, tensors, capacity is None
+        """A cache of zeros.
+
+        Args:
+            opened: The session that runs.
+            tensors: Of the model.
+            batch: Sequences.
+            tokens: What it holds at first.
+            in_place: Its tensors are buffers that runs write into; else each run gives a longer one.
+        """
+        self._opened, self._tensors, self._in_place = opened, tensors, in_place
         self._device = "cuda" if opened.get_providers()[0] == CUDA else "cpu"
-        self._values = [self._placed(np.zeros(each.shape(batch, capacity or 0), each.past.dtype)) for each in tensors]
+        self._values = [self._placed(np.zeros(each.shape(batch, tokens), each.past.dtype)) for each in tensors]
         self._captured: _Captured | None = None
 
     @property
@@ -96,45 +110,48 @@ class Cache:
         """Bytes that the tensors take now."""
         return sum(value.tensor_size_in_bytes() for value in self._values)
 
-    def run(self, output: str, feed: Feed) -> NDArray[Any]:
-        """Run on new tokens, and let what comes out be the past of the next run; the output called `output`."""
+    def run(self, output: str, feed: Feed) -> Any:
+        """Run on new tokens, and let what comes out be the past of the next run.
+
+        Returns:
+            The output called `output`, an OrtValue on the device.
+        """
         binding = self._opened.io_binding()
         for name, array in feed.items():
             binding.bind_cpu_input(name, array)
-        binding.bind_output(output)
+        binding.bind_output(output, self._device)
         self._bind(binding)
         run_bound(self._opened, binding, feed, _NOT_CAPTURED if self._device == "cuda" else None)
         made = binding.get_outputs()
-        if self._grows:
+        if not self._in_place:
             self._values = made[1:]
-        scores: NDArray[Any] = made[0].numpy()
-        return scores
+        return made[0]
 
-    def replay(self, output: str, feed: Feed, vocabulary: int) -> NDArray[Any]:
+    def replay(self, output: str, feed: Feed, vocabulary: int) -> Any:
         """As `run`, in a session that captures CUDA graphs: shapes and addresses are those of the first call."""
         if self._captured is None:
             binding = self._opened.io_binding()
             inputs = {name: self._placed(array) for name, array in feed.items()}
             for name, value in inputs.items():
                 binding.bind_ortvalue_input(name, value)
-            dtype = self._tensors[0].past.dtype
-            scores = self._placed(np.zeros((len(next(iter(feed.values()))), 1, vocabulary), dtype))
+            scores = self._placed(
+                np.zeros((len(next(iter(feed.values()))), 1, vocabulary), self._tensors[0].past.dtype)
+            )
             binding.bind_ortvalue_output(output, scores)
             self._bind(binding)
             self._captured = _Captured(binding, inputs, scores)
         for name, array in feed.items():
             self._captured.inputs[name].update_inplace(array)
         run_bound(self._opened, self._captured.binding, feed)
-        made: NDArray[Any] = self._captured.output.numpy()
-        return made
+        return self._captured.output
 
     def _bind(self, binding: Any) -> None:
         for each, value in zip(self._tensors, self._values, strict=True):
             binding.bind_ortvalue_input(each.past.name, value)
-            if self._grows:
-                binding.bind_output(each.present, self._device)
-            else:
+            if self._in_place:
                 binding.bind_ortvalue_output(each.present, value)
+            else:
+                binding.bind_output(each.present, self._device)
 
     def _placed(self, array: NDArray[Any]) -> Any:
         import onnxruntime

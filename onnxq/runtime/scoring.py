@@ -93,7 +93,9 @@ class CachedScorer:
         if self._cache is None:
             if len(set(counts)) > 1 and not any(each.name == "attention_mask" for each in self._inputs):
                 raise DataError("prompts of several lengths need a model with an input 'attention_mask'")
-            self._cache = Cache(self._opened, self._tensors, len(sequences), self._capacity)
+            in_place = self._capacity is not None
+            tokens = self._capacity or 0
+            self._cache = Cache(self._opened, self._tensors, len(sequences), tokens=tokens, in_place=in_place)
             return self._read(sequences, counts, self._cache, is_step=False)
         return self._read(sequences, counts, self._cache, is_step=True)
 
@@ -120,7 +122,8 @@ class CachedScorer:
         else:
             ids, positions = self._padded(sequences, width), np.maximum(mask.cumsum(axis=1) - 1, 0)
         feed = {each.name: self._made(each, ids, mask, positions) for each in self._inputs}
-        logits = cache.replay(self._output, feed, self._width) if replays else cache.run(self._output, feed)
+        value = cache.replay(self._output, feed, self._width) if replays else cache.run(self._output, feed)
+        logits = value.numpy()
         check_logits(self._output, logits.shape, ids.shape[1], self._vocabulary)
         self._width = logits.shape[2]
         last = [0 if is_step else self._columns(count, width).stop - 1 for count in counts]
