@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from onnxq.analysis.inspect import inspect
     from onnxq.api import calibrate, plan, quantize, quantize_proto
     from onnxq.errors import OnnxqError
+    from onnxq.exporters.folder import export_folder
+    from onnxq.exporters.program import export
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
     from onnxq.runtime.generate import Generator, generate
@@ -31,6 +33,8 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "export",
+    "export_folder",
     "generate",
     "inspect",
     "load_recipe",
@@ -50,6 +54,8 @@ _HOMES = {
     "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
+    "export": "exporters.program",
+    "export_folder": "exporters.folder",
     "generate": "runtime.generate",
     "inspect": "analysis.inspect",
     "load_recipe": "recipes",

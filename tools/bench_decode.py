@@ -25,8 +25,9 @@ import numpy as np
 import onnxruntime
 
 import onnxq
+from onnxq.model.attention import grouped_attentions, table_rows
 from onnxq.model.load import load
-from onnxq.runtime.cache import Cache, Carried, carried, is_past, longest_context, stays_in_place
+from onnxq.runtime.cache import Cache, Carried, carried, is_past
 from onnxq.runtime.inputs import inputs_of
 from onnxq.runtime.native import native_library
 
@@ -52,7 +53,8 @@ class Decoder:
         before, start = device_bytes(options), time.perf_counter()
         loaded = load(path)
         self.name, self.file_bytes = name, loaded.size_bytes
-        self.in_place, self.longest = stays_in_place(loaded), longest_context(loaded)
+        attentions = grouped_attentions(loaded.ir.graph)
+        self.in_place, self.longest = bool(attentions), table_rows(attentions[0]) if attentions else None
         self.opened = onnxq.session(
             path,
             providers=options.providers.split(","),
@@ -62,7 +64,7 @@ class Decoder:
         )
         self.load_seconds = time.perf_counter() - start
         self.device_bytes = device_bytes(options) - before
-        inputs = inputs_of(self.opened)
+        inputs = inputs_of(self.opened, loaded)
         self.inputs = [each for each in inputs if not is_past(each.name)]
         outputs = {output.name: output.shape for output in self.opened.get_outputs()}
         self.tensors: tuple[Carried, ...] = carried(inputs, list(outputs))

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError
-from onnxq.model.load import Model
 from onnxq.runtime.inputs import Input
 from onnxq.runtime.session import CUDA, run_bound
 
@@ -62,21 +61,6 @@ def carried(inputs: Sequence[Input], outputs: Sequence[str]) -> tuple[Carried, .
 def is_past(name: str) -> bool:
     """Whether an input is a part of the cache."""
     return name.startswith("past")
-
-
-def stays_in_place(model: Model) -> bool:
-    """Whether the cache is one buffer that each run writes into: onnxruntime's GroupQueryAttention does."""
-    return any(node.op_type == "GroupQueryAttention" and node.domain == "com.microsoft" for node in model.ir.graph)
-
-
-def longest_context(model: Model) -> int | None:
-    """How many positions the tables of a GroupQueryAttention have; None where there is none."""
-    for node in model.ir.graph:
-        if node.op_type == "GroupQueryAttention" and len(node.inputs) > 7 and (table := node.inputs[7]) is not None:
-            shape = table.shape
-            if shape is not None and isinstance(shape[0], int):
-                return shape[0]
-    return None
 
 
 class Cache:

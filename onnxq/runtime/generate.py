@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from onnxq.errors import DataError, UsageError
+from onnxq.model.attention import grouped_attentions, table_rows
 from onnxq.model.load import Model
-from onnxq.runtime.cache import carried, longest_context, stays_in_place
+from onnxq.runtime.cache import carried
 from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.sampling import next_token
 from onnxq.runtime.scoring import CachedScorer, Scorer, WholeScorer
@@ -86,7 +87,8 @@ class Generator:
         """
         loaded, opening = checked(model)
         self._words = load_tokenizer(_tokenizer_of(loaded, tokenizer))
-        self._in_place, self._graph = stays_in_place(loaded), cuda_graph
+        attentions = grouped_attentions(loaded.ir.graph)
+        self._in_place, self._graph = bool(attentions), cuda_graph
         if cuda_graph and not self._in_place:
             raise UsageError("a CUDA graph needs shapes that stay: this model's cache grows (no GroupQueryAttention)")
         with ExitStack() as stack:
@@ -97,10 +99,10 @@ class Generator:
                 accuracy_level=accuracy_level,
                 cuda_graph=cuda_graph,
             )
-            inputs = inputs_of(self._session)
+            inputs = inputs_of(self._session, loaded)
             self._cache = carried(inputs, [output.name for output in self._session.get_outputs()])
             self._ids = token_input(inputs)
-            self._longest = self._ids.fixed(1) if not self._cache else longest_context(loaded)
+            self._longest = table_rows(attentions[0]) if attentions else None if self._cache else self._ids.fixed(1)
             self._open = stack.pop_all()
 
     def __enter__(self) -> "Generator":
