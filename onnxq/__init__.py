@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from onnxq.analysis.spikes import spikes
     from onnxq.api import calibrate, plan, quantize, quantize_proto
     from onnxq.errors import OnnxqError
+    from onnxq.exporters.folder import export_folder
+    from onnxq.exporters.program import export
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
-    from onnxq.runtime.generate import generate
+    from onnxq.runtime.generate import Generator, generate
     from onnxq.runtime.native import register
     from onnxq.runtime.session import session
     from onnxq.statistics.calibration import Calibration
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Calibration",
+    "Generator",
     "OnnxqError",
     "Recipe",
     "Report",
@@ -39,6 +42,8 @@ __all__ = [
     "calibrate",
     "compare",
     "evaluate",
+    "export",
+    "export_folder",
     "generate",
     "inspect",
     "load_recipe",
@@ -55,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "Calibration": "statistics.calibration",
+    "Generator": "runtime.generate",
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
@@ -64,6 +70,8 @@ _HOMES = {
     "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
+    "export": "exporters.program",
+    "export_folder": "exporters.folder",
     "generate": "runtime.generate",
     "inspect": "analysis.inspect",
     "load_recipe": "recipes",

@@ -116,7 +116,7 @@ def evaluate(
     how = execution(loaded, accuracy_level=accuracy_level)
     with opening as source:
         opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
-        inputs = inputs_of(opened)
+        inputs = inputs_of(opened, loaded)
         if data is not None:
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)
             return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)

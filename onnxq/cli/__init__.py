@@ -7,6 +7,7 @@ from onnxq.cli.calibrate import calibrate
 from onnxq.cli.catalog import formats, recipes
 from onnxq.cli.convert import plan, quantize
 from onnxq.cli.demo import demo
+from onnxq.cli.export import export
 from onnxq.cli.generate import generate
 from onnxq.cli.help import with_examples
 from onnxq.cli.inspect import inspect
@@ -39,6 +40,14 @@ app.command(
     cls=with_examples("onnxq plan model.onnx --recipe fp4", "onnxq plan model.onnx --include '*mlp*' --json"),
 )(plan)
 app.command(rich_help_panel=_CONVERT, cls=with_examples("onnxq inspect model.onnx"))(inspect)
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq export Llama-3.2-1B -o llama",
+        "onnxq export Llama-3.2-1B -o llama --dtype fp16 --task text-generation-with-past",
+        "onnxq quantize llama/model.onnx -o llama/fp6.onnx",
+    ),
+)(export)
 app.command(
     rich_help_panel=_JUDGE,
     cls=with_examples(
@@ -76,6 +85,7 @@ app.command(
     cls=with_examples(
         "onnxq generate small.onnx --tokenizer tokenizer.json --prompt 'import os'",
         "onnxq generate small.onnx --tokenizer tokenizer.json -p 'def ' --temperature 0.7 --seed 1",
+        "onnxq generate llama/fp6.onnx -p 'Once upon a time' -p 'The answer is'",
     ),
 )(generate)
 app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq demo", "onnxq demo --full --keep models"))(demo)
