@@ -17,7 +17,7 @@ DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "Dequantize")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -26,6 +26,7 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "RowScale": rounding.row_scale,
     "RowRange": rounding.row_range,
 }
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -61,7 +62,7 @@ def format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul|QuantizeDequantize|RowScale|RowRange)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -79,12 +80,16 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
         "MatMul": f"MatMul{suffix}",
         "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
+        "Linear": f"Linear{suffix}",
+        "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
     scripts = [unpacking, dequantizing]
-    if family == "MatMul":
+    if family in ("MatMul", "Linear"):
         scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
+    if family == "Linear":
+        scripts.append((bodies.linear_asymmetric if asymmetric else bodies.linear)(domain, scripts[-1]))
     return tuple(_renamed(each, names) for each in scripts)
 
 
