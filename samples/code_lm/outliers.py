@@ -4,8 +4,8 @@
     python samples/code_lm/outliers.py spikes.onnx --spikes      # 300 in one channel of two layers, at the first token
 
 A small model that was trained for a few hours has no outliers, so methods against them show nothing on it. The first
-kind lives in channels: a scale for each channel undoes it. The second lives in tokens: a spike is added to a channel, and
-another channel, which takes it away again behind the next product, holds it once more; no scale undoes that.
+kind lives in channels: a scale for each channel undoes it. The second lives in tokens: a spike is added to a channel,
+and another channel, which takes it away again behind the next product, holds it once more; no scale undoes that.
 """
 
 import argparse
