@@ -44,7 +44,7 @@ _SPEECH = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
     "num_mel_bins": 16,
-    "max_source_positions": 30,
+    "max_source_positions": 1500,
     "max_target_positions": 32,
     "decoder_start_token_id": 1,
     "pad_token_id": 0,
