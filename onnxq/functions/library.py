@@ -17,7 +17,7 @@ DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "Dequantize")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -53,7 +53,7 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(r"(Scale|Dequantize|MatMul|Linear)(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -68,12 +68,16 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
         "MatMul": f"MatMul{suffix}",
         "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
+        "Linear": f"Linear{suffix}",
+        "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
     scripts = [unpacking, dequantizing]
-    if family == "MatMul":
+    if family in ("MatMul", "Linear"):
         scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
+    if family == "Linear":
+        scripts.append((bodies.linear_asymmetric if asymmetric else bodies.linear)(domain, scripts[-1]))
     return tuple(_renamed(each, names) for each in scripts)
 
 

@@ -109,6 +109,11 @@ class Recipe(BaseModel):
     rules: tuple[Rule, ...] = ()
     non_finite: NonFinitePolicy = "error"
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing in it changes a model."""
+        return not any(rule.weight for rule in self.rules)
+
     def with_rules(self, *rules: Rule) -> "Recipe":
         """The same recipe with more rules at the end, where they win."""
         return self.model_copy(update={"rules": (*self.rules, *rules)})
