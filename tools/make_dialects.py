@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _DECODER),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _DECODER | {"head_dim": 16}),
     "mistral": ("MistralForCausalLM", "MistralConfig", _DECODER),
-    "phi": ("PhiForCausalLM", "PhiConfig", _DECODER),
+    "phi": ("PhiForCausalLM", "PhiConfig", _DECODER | {"num_key_value_heads": 2}),
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
