@@ -70,7 +70,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "T5ForConditionalGeneration",
         "T5Config",
         {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2,
-         "decoder_start_token_id": 0},
+         "relative_attention_num_buckets": 16, "decoder_start_token_id": 0},
     ),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _SPEECH),
 }  # fmt: skip
