@@ -44,7 +44,7 @@ _SPEECH = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
     "num_mel_bins": 16,
-    "max_source_positions": 30,
+    "max_source_positions": 1500,
     "max_target_positions": 32,
     "decoder_start_token_id": 1,
     "pad_token_id": 0,
@@ -57,7 +57,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", _DECODER),
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", _DECODER | {"head_dim": 16}),
     "mistral": ("MistralForCausalLM", "MistralConfig", _DECODER),
-    "phi": ("PhiForCausalLM", "PhiConfig", _DECODER),
+    "phi": ("PhiForCausalLM", "PhiConfig", _DECODER | {"num_key_value_heads": 2}),
     "gpt2": (
         "GPT2LMHeadModel",
         "GPT2Config",
@@ -70,7 +70,7 @@ ARCHITECTURES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "T5ForConditionalGeneration",
         "T5Config",
         {"vocab_size": VOCABULARY, "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 1, "num_heads": 2,
-         "decoder_start_token_id": 0},
+         "relative_attention_num_buckets": 16, "decoder_start_token_id": 0},
     ),
     "whisper": ("WhisperForConditionalGeneration", "WhisperConfig", _SPEECH),
 }  # fmt: skip
