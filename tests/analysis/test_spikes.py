@@ -1,4 +1,4 @@
-"""Spikes put into a language model so that it stays the same: they are found, and leaving their layers out repairs it."""
+"""Spikes put into a language model so that it stays the same: they are found, and sparing their layers repairs it."""
 
 import copy
 import math
