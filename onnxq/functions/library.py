@@ -26,6 +26,7 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "RowScale": rounding.row_scale,
     "RowRange": rounding.row_range,
 }
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -63,9 +64,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator == "Hadamard":
         return (_renamed(bodies.hadamard(domain), {operator: operator}),)
-    match = re.fullmatch(
-        r"(Scale|Dequantize|MatMul|Linear|QuantizeDequantize|RowScale|RowRange)(.+?)(Asymmetric)?", operator
-    )
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()

@@ -142,7 +142,8 @@ def plan_activations(model: ir.Model, recipe: Recipe, target: Target, selection:
             integer.append((weight, site, fate))
     for weight, site, spec in integer:
         _round_around(weight, site, spec, found)
-    groups = [group for group in found.values() if group.uses]
+    order = {node: at for at, node in enumerate(model.graph.all_nodes())}
+    groups = sorted(found.values(), key=lambda group: min(order.get(node, len(order)) for node, _ in group.uses))
     sites = tuple(
         ActivationSite(each.value, tuple(each.uses), each.axis, each.channels, each.trailing, each.dtype, each.fate)
         for each in groups

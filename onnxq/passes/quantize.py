@@ -113,7 +113,11 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if int8.is_matmul_weight(weight) and not reads_integers(weight):
             size_bytes = int8.replace_matmuls(editor, weight, solution, sink)
-    if size_bytes is None and runs_as_integers(weight, solution.format, grouping(weight, spec)):
+    if (
+        size_bytes is None
+        and plan.target != "native"
+        and runs_as_integers(weight, solution.format, grouping(weight, spec))
+    ):
         solution = with_zero_point(weight, solution)
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
         quantize_biases(editor, weight, solution, sink)

@@ -1,6 +1,6 @@
 """What the user asks for: `Recipe`, `Step`, `Rule` and what they hold, from YAML or a preset's name."""
 
-from onnxq.recipes.activation import ActivationSpec
+from onnxq.recipes.activation import ActivationSpec, is_roundable
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
@@ -26,6 +26,7 @@ __all__ = [
     "Smooth",
     "Step",
     "load_recipe",
+    "is_roundable",
     "parse_recipe",
     "preset_names",
 ]
