@@ -1,7 +1,7 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,13 +11,22 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
-from onnxq.functions import bodies
+from onnxq.functions import bodies, rounding
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
 _CALLERS = ("Linear", "MatMul", "Dequantize")
+
+# Functions that round activations, none of which calls another.
+_ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
+    "QuantizeDequantize": rounding.quantize_dequantize,
+    "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
+    "RowScale": rounding.row_scale,
+    "RowRange": rounding.row_range,
+}
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -43,7 +52,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def _format_of(suffix: str) -> Format:
+def format_of(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -53,7 +62,7 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul|Linear)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -61,7 +70,10 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
-    kind = _format_of(suffix)
+    kind = format_of(suffix)
+    if family in _ROUNDING:
+        name = f"{family}{asymmetric or ''}"
+        return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
