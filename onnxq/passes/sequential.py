@@ -7,7 +7,7 @@ data and model, however many stages there are.
 
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -46,6 +46,7 @@ def solve_in_sequence(
     calibration: Calibration,
     folder: Path,
     *,
+    rounded: Mapping[str, str] | None = None,
     non_finite: NonFinitePolicy = "error",
     device: str = "cpu",
     threads: int | None = None,
@@ -61,6 +62,7 @@ def solve_in_sequence(
         calibration: The data.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
+        rounded: Activations that are rounded, and what each was before; layers make up for the difference.
         non_finite: What to do with a weight that holds NaN or Inf.
         device: `cpu` or `cuda`: where weights are solved.
         threads: How many weights are solved at a time; by default as many as there are processors.
@@ -88,7 +90,7 @@ def solve_in_sequence(
     with ExitStack() as stack:
         executor = stack.enter_context(ThreadPoolExecutor(threads))
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
-        parts = _Parts(model, work, solutions, calibration, temporary, budget_bytes)
+        parts = _Parts(model, work, solutions, calibration, (temporary, budget_bytes), rounded)
 
         def finish(numbers: Sequence[int], statistics: Statistics | None) -> None:
             curvatures = Curvatures(statistics)
@@ -126,18 +128,21 @@ class _Parts:
         work: Sequence[Work],
         solutions: Solutions,
         calibration: Calibration,
-        folder: Path,
-        budget_bytes: int,
+        room: tuple[Path, int],
+        rounded: Mapping[str, str] | None,
     ) -> None:
         self._opset = opset_of(model.ir)
         self._work = work
         self._solutions = solutions
         self._calibration = calibration
-        # Half of the budget for each.
-        kept = [folder / name for name in ("float", "quantized")]
-        for each in kept:
-            each.mkdir()
-        self._float, self._quantized = (Flow(model, calibration, Activations(each, budget_bytes // 2)) for each in kept)
+        folder, budget_bytes = room
+
+        def kept(name: str) -> Activations:
+            (folder / name).mkdir()
+            return Activations(folder / name, budget_bytes // 2)
+
+        self._float = Flow(model, calibration, kept("float"), rounded)
+        self._quantized = Flow(model, calibration, kept("quantized"))
 
     def run(self, stage: Stage) -> Statistics | None:
         """Run the part of a stage; the statistics of its layers, or None where all of them are solved."""
