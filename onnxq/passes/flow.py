@@ -25,8 +25,18 @@ class Flow:
         samples: How many the data has, once the first part has run.
     """
 
-    def __init__(self, model: Model, calibration: Calibration, kept: Activations) -> None:
-        """`kept` is empty; the model is not changed."""
+    def __init__(
+        self, model: Model, calibration: Calibration, kept: Activations, passed: Mapping[str, str] | None = None
+    ) -> None:
+        """Nothing has run yet.
+
+        Args:
+            model: Not changed.
+            calibration: The data.
+            kept: Empty.
+            passed: For values of the model, values before them that flow in their place.
+        """
+        self._passed = passed
         self._model = model
         self._calibration = calibration
         self._kept = kept
@@ -64,7 +74,8 @@ class Flow:
         # Onnxruntime finds out the types of outputs by itself.
         flowing = Tap(made, [], [onnx.ValueInfoProto(name=name) for name in made])
         outputs = [each.name for tap in (*taps, flowing) for each in tap.outputs]
-        with standing_in(self._model, instead), segment(self._model, given, [*taps, flowing]) as opened:
+        cut = segment(self._model, given, [*taps, flowing], passed=self._passed)
+        with standing_in(self._model, instead), cut as opened:
             # Without outputs there is nothing to run, and no session of it.
             running = session(opened, providers=self._calibration.providers) if outputs else None
             for number, batch in enumerate(self._batches):
