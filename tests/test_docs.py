@@ -70,9 +70,11 @@ def calibrated_presets() -> set[str]:
     """Presets that are refused without data."""
 
     def needs_data(rule: Rule) -> bool:
-        return rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs"
+        static = rule.activation is not None and not rule.activation.is_dynamic
+        return static or (rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs")
 
-    return {name for name in preset_names() if any(map(needs_data, load_recipe(name).rules))}
+    recipes = {name: load_recipe(name) for name in preset_names()}
+    return {name for name, each in recipes.items() if each.equalize or any(map(needs_data, each.rules))}
 
 
 @pytest.fixture

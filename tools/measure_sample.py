@@ -137,19 +137,29 @@ def accuracies(presets: Sequence[str], folder: Path) -> Iterator[tuple[str, list
 
 def calibration_for(preset: str, data: Path, cache: Path | None = None) -> onnxq.Calibration | None:
     """What a preset is calibrated on; None if it needs nothing."""
-    methods = {rule.weight.method for rule in load_recipe(preset).rules if rule.weight}
-    needs = any(SOLVERS[method].hessian == "needs" for method in methods)
+    recipe = load_recipe(preset)
+    methods = {rule.weight.method for rule in recipe.rules if rule.weight}
+    needs = bool(recipe.equalize) or any(SOLVERS[method].hessian == "needs" for method in methods)
     return onnxq.Calibration(data, cache=cache) if needs else None
 
 
 def decode(original: onnx.ModelProto, emitted: onnx.ModelProto) -> onnx.ModelProto:
-    """The original model with the weights that a model of `--target standard` means, by ONNX's reference."""
+    """The original model with the constants that a model of `--target standard` means, by ONNX's reference."""
     made = onnx.ModelProto()
     made.CopyFrom(original)
     ours = {node.name: node for node in made.graph.node}
+    known = {each.name for each in original.graph.initializer}
+    new = {each.name: each for each in emitted.graph.initializer if each.name not in known}
     for node in emitted.graph.node:
         reader = ours.get(node.name)
-        if reader is None or reader.op_type != "MatMul":
+        if reader is None:
+            continue
+        for at, name in enumerate(node.input if node.op_type == reader.op_type else ()):
+            # What a step of the recipe scaled.
+            if name in new:
+                made.graph.initializer.append(new[name])
+                reader.input[at] = name
+        if reader.op_type != "MatMul":
             continue
         if (weight := _weight(emitted, node)) is not None:
             tensor = numpy_helper.from_array(weight, f"decoded_{node.name}")
