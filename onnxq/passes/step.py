@@ -63,7 +63,7 @@ class Context:
     def data(self, model: Model, step: str) -> Calibration:
         """The data for a step that looks at activations.
 
-        It comes without its cache: the model that a cache belongs to is the one that comes out of all steps.
+        It comes without its cache, which belongs to the model that came in.
 
         Raises:
             UsageError: There is none, or it can be gone through only once.
