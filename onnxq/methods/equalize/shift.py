@@ -7,18 +7,18 @@ exponent has that many values. Powers of two change no mantissa, so the float mo
 import numpy as np
 
 
-def scales(absmax: np.ndarray, exponent_bits: int, mantissa_bits: int) -> np.ndarray:
-    """2^-k_j with k_j = clip(round(b_j) - round(min b), 0, 2^e - 1), b_j the exponent bias that fits channel j.
+def scales(absmax: np.ndarray, exponent_bits: int) -> np.ndarray:
+    """2^-k_j with k_j = clip(floor(log2(max / max_j)), 0, 2^e - 1); 1 for a silent channel.
+
+    The authors round the exponents instead, and search the scale of the whole tensor afterwards: a channel can come to
+    lie beyond the largest, and stretch the range of all.
 
     Args:
         absmax: [K] of the activation.
         exponent_bits: Of the format of the activation.
-        mantissa_bits: Likewise.
     """
     heard = absmax > 0
-    if not heard.any():
-        return np.ones(len(absmax))
-    top = 2.0**exponent_bits + np.log2(2 - 2.0**-mantissa_bits) - 1
-    bias = top - np.log2(np.where(heard, absmax, absmax.max()))
-    octaves = np.clip(np.rint(bias) - np.rint(bias.min()), 0, 2**exponent_bits - 1)
-    return np.where(heard, 2.0**-octaves, 1.0)
+    ratio = np.ones(len(absmax))
+    np.divide(absmax.max(initial=0), absmax, out=ratio, where=heard)
+    octaves: np.ndarray = np.clip(np.floor(np.log2(ratio)), 0, 2**exponent_bits - 1)
+    return 2.0**-octaves

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
 from onnxq.passes.equalize.fold import Folding
@@ -26,6 +27,8 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
     Raises:
         UsageError, DataError, NonFiniteError, SessionError, OutputError: As `Context.statistics` and `rewritten`.
     """
+    # Where channels go in a Reshape is told by shapes, and many exporters leave them out.
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
     plan, weights = context.plan(model)
     products = products_of(weights, model.ir.graph)
     specs = {each.weight: each.spec for each in plan if each.spec is not None}

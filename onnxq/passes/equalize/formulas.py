@@ -156,7 +156,7 @@ def _shift(step: Shift, seen: Seen) -> Found:
     if not isinstance(kind, Minifloat):
         raise ValueError(step.format)
     absmax = tied(seen.get("channel_absmax"), seen.classes)
-    return Found(shift.scales(absmax, kind.exponent_bits, kind.mantissa_bits))
+    return Found(shift.scales(absmax, kind.exponent_bits))
 
 
 def _disassemble(step: Disassemble, seen: Seen) -> Found:

@@ -41,6 +41,7 @@ def reshaped(labels: Labels, source: Sequence[Dim], target: Sequence[Dim]) -> La
     Raises:
         Refusal: The two shapes do not tell how.
     """
+    source, target = _same_unknown(source, target)
     # What both shapes have at the end stays what it is, also where its size is not known.
     common = 0
     while common < min(len(source), len(target)) and source[-1 - common] == target[-1 - common] is not None:
@@ -67,6 +68,17 @@ def reshaped(labels: Labels, source: Sequence[Dim], target: Sequence[Dim]) -> La
         raise Refusal(f"a shape {list(source)} that becomes {list(target)} does not tell where channels go")
     sizes = tuple(dim for dim in known if isinstance(dim, int))
     return np.broadcast_to(labels.reshape(front + back), sizes + back).reshape(tuple(taken) + back)
+
+
+def _same_unknown(source: Sequence[Dim], target: Sequence[Dim]) -> tuple[Sequence[Dim], Sequence[Dim]]:
+    """The two shapes, with one name for what is unknown where each has one such size and they must be equal."""
+    sizes = [math.prod(dim for dim in dims if isinstance(dim, int)) for dims in (source, target)]
+    unknown = [sum(not isinstance(dim, int) for dim in dims) for dims in (source, target)]
+    if unknown != [1, 1] or sizes[0] != sizes[1]:
+        return source, target
+    return [dim if isinstance(dim, int) else "" for dim in source], [
+        dim if isinstance(dim, int) else "" for dim in target
+    ]
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,6 @@ _NORMS = {
     ("", "LayerNormalization"): (1, 2),
     ("", "RMSNormalization"): (1,),
     ("", "SimplifiedLayerNormalization"): (1,),
-    (_MICROSOFT, "SimplifiedLayerNormalization"): (1,),
     (_MICROSOFT, "SkipLayerNormalization"): (2, 3),
     (_MICROSOFT, "SkipSimplifiedLayerNormalization"): (2,),
 }
