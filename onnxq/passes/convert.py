@@ -126,6 +126,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
             weights,
             asked.calibration,
             folder / "solutions" if asked.resume is None else Path(asked.resume),
+            rounded=rounded.exact,
             non_finite=asked.recipe.non_finite,
             device=asked.device,
             threads=asked.threads,
