@@ -128,13 +128,13 @@ def quantize(
         loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch)
         entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.changed:
             _sign(done.model, asked)
             written = staging.commit(done.model, external=loaded.external or None)
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     return _report(loaded, written, done.plan, entries, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -201,12 +201,12 @@ def quantize_proto(
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder))
         entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     report = _report(loaded, None, done.plan, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
     return result, report
 

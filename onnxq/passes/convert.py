@@ -6,6 +6,7 @@ from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
+from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Plan, Selection, make_plan
@@ -76,12 +77,19 @@ class Converted:
         plan: What was decided about each weight.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
+        cache: What was decided about the cache of keys and values.
     """
 
     model: Model
     plan: Plan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
+    cache: CachePlan
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was quantized."""
+        return bool(self.cache.quantized) or any(each.skipped is None for each in self.results)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
@@ -99,6 +107,8 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     asked.check()
     model = prepare(model, asked.recipe, asked.calibration, folder)
     plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
+    cache = plan_cache(model.ir.graph, asked.recipe.cache)
+    cache_ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
     statistics, solutions = None, None
     if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
         solutions = solve_in_sequence(
@@ -118,8 +128,8 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         calibrated = (_sampled(statistics.samples, synthetic=statistics.synthetic),)
     elif asked.calibration is not None:
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
-    if not plan.quantized:
-        return Converted(model, plan, (), calibrated)
+    if not plan.quantized and not cache.quantized:
+        return Converted(model, plan, (), calibrated, cache)
     results = quantize_weights(
         model.ir,
         plan,
@@ -133,8 +143,9 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         progress=_counted(plan, [weight.size for weight in weights], asked.progress),
     )
     fuse_products(model.ir)
+    quantize_cache(model.ir, cache, cache_ranges)
     finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, tuple(results), calibrated)
+    return Converted(model, plan, tuple(results), calibrated, cache)
 
 
 def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:

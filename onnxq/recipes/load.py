@@ -107,7 +107,8 @@ def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
     if recipe.extends not in preset_names():
         raise RecipeError(f"{source}: extends: no preset '{recipe.extends}'; {nearest(recipe.extends, preset_names())}")
     base = load_recipe(recipe.extends)
-    return recipe.model_copy(update={"rules": (*base.rules, *recipe.rules), "extends": None})
+    cache = recipe.cache or base.cache
+    return recipe.model_copy(update={"rules": (*base.rules, *recipe.rules), "extends": None, "cache": cache})
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:

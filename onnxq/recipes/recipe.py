@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from onnxq.errors import nearest
 from onnxq.model.operators import WEIGHT_OPERATORS
+from onnxq.recipes.cache import CacheSpec
 from onnxq.recipes.spec import QuantSpec, as_list
 
 Role = Literal["linear", "embedding", "head"]
@@ -99,6 +100,7 @@ class Recipe(BaseModel):
         rules: In order.
         non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
             (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
+        cache: How the cache of keys and values of a language model is quantized; None leaves it float.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,11 +110,12 @@ class Recipe(BaseModel):
     extends: str | None = None
     rules: tuple[Rule, ...] = ()
     non_finite: NonFinitePolicy = "error"
+    cache: CacheSpec | None = None
 
     @property
     def is_empty(self) -> bool:
         """Nothing in it changes a model."""
-        return not any(rule.weight for rule in self.rules)
+        return self.cache is None and not any(rule.weight for rule in self.rules)
 
     def with_rules(self, *rules: Rule) -> "Recipe":
         """The same recipe with more rules at the end, where they win."""
