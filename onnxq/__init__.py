@@ -7,9 +7,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from onnxq.analysis.abilities import abilities
+    from onnxq.analysis.allocation import allocate
     from onnxq.analysis.compare import compare
     from onnxq.analysis.evaluate import evaluate
     from onnxq.analysis.inspect import inspect
+    from onnxq.analysis.perturbation import perturb
+    from onnxq.analysis.robustness import attack, robustness
+    from onnxq.analysis.sensitivity import sensitivity
+    from onnxq.analysis.spikes import spikes
     from onnxq.api import calibrate, plan, quantize, quantize_proto
     from onnxq.errors import OnnxqError
     from onnxq.exporters.folder import export_folder
@@ -30,6 +36,9 @@ __all__ = [
     "Recipe",
     "Report",
     "__version__",
+    "abilities",
+    "allocate",
+    "attack",
     "calibrate",
     "compare",
     "evaluate",
@@ -38,11 +47,15 @@ __all__ = [
     "generate",
     "inspect",
     "load_recipe",
+    "perturb",
     "plan",
     "quantize",
     "quantize_proto",
     "register",
+    "robustness",
+    "sensitivity",
     "session",
+    "spikes",
 ]
 
 _HOMES = {
@@ -51,6 +64,9 @@ _HOMES = {
     "OnnxqError": "errors",
     "Recipe": "recipes",
     "Report": "report",
+    "abilities": "analysis.abilities",
+    "allocate": "analysis.allocation",
+    "attack": "analysis.robustness",
     "calibrate": "api",
     "compare": "analysis.compare",
     "evaluate": "analysis.evaluate",
@@ -59,11 +75,15 @@ _HOMES = {
     "generate": "runtime.generate",
     "inspect": "analysis.inspect",
     "load_recipe": "recipes",
+    "perturb": "analysis.perturbation",
     "plan": "api",
     "quantize": "api",
     "quantize_proto": "api",
     "register": "runtime.native",
+    "robustness": "analysis.robustness",
+    "sensitivity": "analysis.sensitivity",
     "session": "runtime.session",
+    "spikes": "analysis.spikes",
 }
 
 

@@ -11,10 +11,12 @@ from pathlib import Path
 import onnx
 
 from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
@@ -22,7 +24,7 @@ from onnxq.passes.quantize import Result
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
@@ -42,9 +44,11 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
+    asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, started=started)
+    activations = _activations(plan_activations(loaded.ir, *asked))
+    return replace(_report(loaded, None, made, entries, started=started), activations=activations)
 
 
 def quantize(
@@ -127,15 +131,14 @@ def quantize(
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch)
-        entries = _entries(done)
-        if done.changed:
+        if done.is_changed:
             _sign(done.model, asked)
             written = staging.commit(done.model, external=loaded.external or None)
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
-    return _report(loaded, written, done.plan, entries, started=started, output_bytes=size_bytes, notes=notes)
+    return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
 
 
 def calibrate(
@@ -164,14 +167,22 @@ def calibrate(
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
         OutputError: The output exists, or cannot be written.
+        UsageError: The recipe changes the float model before it quantizes.
     """
     check_file(Path(output), force=force)
     loaded = load(model)
-    if recipe is None:
+    chosen = None if recipe is None else load_recipe(recipe)
+    if chosen is not None and chosen.equalize:
+        raise UsageError(
+            f"recipe '{chosen.name}' changes the float model first, and its methods look at the changed one: give the "
+            "data to 'onnxq quantize', or leave out the recipe"
+        )
+    if chosen is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
-        wanted = requests(made, weights, loaded.ir.graph)
+        made, weights = make_plan(loaded.ir, chosen, "ort")
+        activations = plan_activations(loaded.ir, chosen, "ort", Selection())
+        wanted = requests(made, weights, loaded.ir.graph) + activations.requests()
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -200,15 +211,13 @@ def quantize_proto(
     result = onnx.ModelProto()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder))
-        entries = _entries(done)
-        if done.changed:
+        if done.is_changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
-    report = _report(loaded, None, done.plan, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
-    return result, report
+    return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
@@ -226,9 +235,14 @@ def _sign(model: Model, asked: Conversion) -> None:
     )
 
 
-def _entries(done: Converted) -> tuple[Entry, ...]:
+def _done(
+    model: Model, output: Path | None, done: Converted, *, started: float, output_bytes: int, notes: tuple[str, ...]
+) -> Report:
+    """The report of what was carried out."""
     results = iter(done.results)
-    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
+    entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
+    made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
+    return replace(made, changes=done.changes, activations=_activations(done.activations))
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -253,10 +267,24 @@ def _planned(decision: Decision) -> Entry:
     )
 
 
+def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
+    return tuple(
+        Activation(
+            tensor=each.tensor,
+            op=each.op,
+            readers=each.readers,
+            format=None if each.spec is None else each.spec.format,
+            spec=None if each.spec is None else each.spec.describe(),
+            reason=each.reason,
+        )
+        for each in made.decisions
+    )
+
+
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
-        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
     return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
 
 

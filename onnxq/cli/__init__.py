@@ -11,6 +11,7 @@ from onnxq.cli.export import export
 from onnxq.cli.generate import generate
 from onnxq.cli.help import with_examples
 from onnxq.cli.inspect import inspect
+from onnxq.cli.layers import allocate, sensitivity
 from onnxq.cli.measure import compare, evaluate
 
 __all__ = ["app", "main"]
@@ -53,6 +54,7 @@ app.command(
         "onnxq evaluate small.onnx --tokens heldout.npy",
         "onnxq evaluate small.onnx --tokens heldout.npy --accuracy-level 1",
         "onnxq evaluate small.onnx --data test.npz --labels labels",
+        "onnxq evaluate small.onnx --data test.npz --checks --attack model.onnx",
     ),
 )(evaluate)
 app.command(
@@ -62,6 +64,22 @@ app.command(
         "onnxq compare model.onnx small.onnx --data test.npz --limit 64 --worst 20",
     ),
 )(compare)
+app.command(
+    rich_help_panel=_JUDGE,
+    cls=with_examples(
+        "onnxq sensitivity model.onnx --data calibration.npy -r int3-g64 -r fp4",
+        "onnxq sensitivity model.onnx --data calibration.npy --view noise --sqnr 20",
+        "onnxq sensitivity model.onnx --data calibration.npy --view spikes",
+    ),
+)(sensitivity)
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq allocate model.onnx --calib calibration.npy --bits 3.25 -o mixed.yaml",
+        "onnxq allocate model.onnx --calib calibration.npy --size 40MB -f int3-g64 -f fp4 -f fp6 -o mixed.yaml",
+        "onnxq quantize model.onnx -o small.onnx --recipe mixed.yaml --calib calibration.npy",
+    ),
+)(allocate)
 app.command(
     rich_help_panel=_JUDGE,
     cls=with_examples(

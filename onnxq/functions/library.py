@@ -1,7 +1,7 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -11,7 +11,7 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
-from onnxq.functions import bodies
+from onnxq.functions import bodies, rounding
 from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
@@ -19,6 +19,15 @@ VERSION = 1
 
 # Families that call others, the outermost first.
 _CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize")
+
+# Functions that round activations, none of which calls another.
+_ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
+    "QuantizeDequantize": rounding.quantize_dequantize,
+    "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
+    "RowScale": rounding.row_scale,
+    "RowRange": rounding.row_range,
+}
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -44,7 +53,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def _format_of(suffix: str) -> Format:
+def format_of(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -56,7 +65,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator.startswith("Cache"):
         return _of_cache(domain, operator)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul|Linear)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -64,7 +73,10 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
-    kind = _format_of(suffix)
+    kind = format_of(suffix)
+    if family in _ROUNDING:
+        name = f"{family}{asymmetric or ''}"
+        return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",

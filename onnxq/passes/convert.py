@@ -1,20 +1,25 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
+from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, statistics_for
 from onnxq.passes.finish import finish, fuse_products
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.round_activations import round_activations
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
-from onnxq.passes.target import Target
+from onnxq.passes.standard_activations import use_standard_pairs
+from onnxq.passes.step import Change, Context
+from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -73,8 +78,10 @@ class Converted:
     """A model in its new form.
 
     Attributes:
-        model: Its graph is the quantized one, and its weights lie in the sink; unchanged where `results` is empty.
+        model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
         plan: What was decided about each weight.
+        changes: What the steps did before the weights were quantized.
+        activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
         cache: What was decided about the cache of keys and values.
@@ -82,14 +89,17 @@ class Converted:
 
     model: Model
     plan: Plan
+    changes: tuple[Change, ...]
+    activations: ActivationPlan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
     cache: CachePlan
 
     @property
-    def changed(self) -> bool:
-        """Whether anything was quantized."""
-        return bool(self.cache.quantized) or any(each.skipped is None for each in self.results)
+    def is_changed(self) -> bool:
+        """The model is not the one that came in."""
+        quantized = self.activations.sites or any(each.skipped is None for each in self.results)
+        return bool(quantized or self.cache.quantized) or any(each.done for each in self.changes)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
@@ -105,7 +115,11 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
     """
     asked.check()
-    model = prepare(model, asked.recipe, asked.calibration, folder)
+    stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
+    context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
+    model, changes = prepare(model, context)
+    rounded = round_activations(model, context, asked.statistics)
+    model, activations = rounded.model, rounded.plan
     plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
     cache = plan_cache(model.ir.graph, asked.recipe.cache)
     cache_ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
@@ -124,12 +138,13 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     else:
         statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()
-    if statistics is not None:
-        calibrated = (_sampled(statistics.samples, synthetic=statistics.synthetic),)
+    if solutions is None and (seen := statistics or rounded.ranges) is not None:
+        calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
     elif asked.calibration is not None:
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
-    if not plan.quantized and not cache.quantized:
-        return Converted(model, plan, (), calibrated, cache)
+    plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
+    if not (plan.quantized or activations.sites or cache.quantized or any(each.done for each in changes)):
+        return Converted(model, plan, changes, activations, (), calibrated, cache)
     results = quantize_weights(
         model.ir,
         plan,
@@ -144,8 +159,16 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     )
     fuse_products(model.ir)
     quantize_cache(model.ir, cache, cache_ranges)
+    if activations.sites and plan.target == "standard":
+        use_standard_pairs(model.ir)
+        finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
     finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, tuple(results), calibrated, cache)
+    return Converted(model, plan, changes, activations, tuple(results), calibrated, cache)
+
+
+def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
+    """A decision with the bytes that its weight took before any step."""
+    return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
 
 
 def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:
