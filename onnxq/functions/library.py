@@ -101,7 +101,7 @@ def _of_cache(domain: Opset, operator: str) -> tuple[FunctionProto, ...]:
     if match is None:
         raise ValueError(operator)
     family, suffix = match.groups()
-    kind = _format_of(suffix)
+    kind = format_of(suffix)
     if family == "CacheScale":
         scripts = [cache_bodies.cache_scale(domain, kind)]
     elif family == "CacheDequantize":

@@ -138,7 +138,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     else:
         statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()
-    if solutions is None and (seen := statistics or rounded.ranges) is not None:
+    if solutions is None and (seen := statistics or rounded.ranges or cache_ranges) is not None:
         calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
     elif asked.calibration is not None:
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
