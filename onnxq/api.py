@@ -137,7 +137,7 @@ def quantize(
         else:
             written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
 
 
@@ -216,7 +216,7 @@ def quantize_proto(
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
 
 
