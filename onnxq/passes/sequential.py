@@ -28,7 +28,7 @@ from onnxq.model.sites import Weight
 from onnxq.model.taps import Tap
 from onnxq.passes.activations import BUDGET_BYTES, Activations
 from onnxq.passes.curvatures import Curvatures
-from onnxq.passes.plan import Plan, grouping
+from onnxq.passes.plan import Plan
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import Work, in_order, solve, work_of
 from onnxq.passes.stages import Layer, Stage, stages
@@ -98,7 +98,7 @@ def solve_in_sequence(
             left = [number for number in numbers if not solutions.has(number)]
             calls = [partial(solve, work[at], non_finite, curvatures.of(work[at].measured), xp) for at in left]
             for number, solution in zip(left, in_order(executor, calls), strict=True):
-                solutions.put(number, solution, grouping(work[number].weight, work[number].spec).scale_type.name)
+                solutions.put(number, solution)
 
         finish([number for number in range(len(work)) if number not in staged], None)
         for done, stage in enumerate(made):
