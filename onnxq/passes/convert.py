@@ -118,6 +118,10 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
     stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
     context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
     model, changes = prepare(model, context)
+    if any(each.done for each in changes) and asked.calibration is not None:
+        # A cache belongs to the model that came in, and so can serve all recipes that leave it as it is.
+        asked = replace(asked, calibration=replace(asked.calibration, cache=None))
+        context = replace(context, calibration=asked.calibration)
     rounded = round_activations(model, context, asked.statistics)
     model, activations = rounded.model, rounded.plan
     plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)

@@ -63,7 +63,7 @@ class Context:
     def statistics(self, model: Model, requests: Sequence[Request], step: str) -> Statistics:
         """Answers about the activations of a model, on behalf of a step.
 
-        They go into no cache: the model that it belongs to is the one that comes out of all steps.
+        They go into no cache: it belongs to the model that came in.
 
         Raises:
             UsageError: There is no data, or it can be gone through only once.
