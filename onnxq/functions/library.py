@@ -65,6 +65,8 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator.startswith("Cache"):
         return _of_cache(domain, operator)
+    if operator == "Hadamard":
+        return (_renamed(bodies.hadamard(domain), {operator: operator}),)
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
