@@ -1,11 +1,11 @@
 """The calls that the command line and Python programs use."""
 
+import platform
 import re
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
@@ -15,10 +15,12 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.model.versions import package_versions
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result
+from onnxq.passes.record import PassRecord, Recorder
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
@@ -42,9 +44,10 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
+    chosen = load_recipe(recipe)
+    made, _ = make_plan(loaded.ir, chosen, check_target(target), _selection(include, exclude))
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, started=started)
+    return _report(loaded, None, made, entries, chosen, started=started)
 
 
 def quantize(
@@ -123,18 +126,31 @@ def quantize(
             written = staging.commit_copy(source)
             copied = Plan(asked.recipe.name, asked.target, ())
             size_bytes = source.size_bytes
-            return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
-        loaded = load(model)
-        done = convert(loaded, asked, staging, staging.scratch)
+            return _report(source, written, copied, (), asked.recipe, started=started, output_bytes=size_bytes)
+        recorder = Recorder()
+        with recorder.during("read"):
+            loaded = load(model)
+        done = convert(loaded, asked, staging, staging.scratch, recorder)
         entries = _entries(done)
-        if any(each.format for each in entries):
-            _sign(done.model, asked)
-            written = staging.commit(done.model, external=loaded.external or None)
-        else:
-            written = staging.commit_copy(loaded)
+        with recorder.during("write"):
+            if any(each.format for each in entries):
+                _sign(done.model, asked)
+                written = staging.commit(done.model, external=loaded.external or None)
+            else:
+                written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _report(loaded, written, done.plan, entries, started=started, output_bytes=size_bytes, notes=notes)
+    return _report(
+        loaded,
+        written,
+        done.plan,
+        entries,
+        asked.recipe,
+        started=started,
+        output_bytes=size_bytes,
+        notes=notes,
+        passes=recorder.records,
+    )
 
 
 def calibrate(
@@ -196,9 +212,9 @@ def quantize_proto(
         calibration=calibration,
         threads=threads,
     )
-    result = onnx.ModelProto()
+    result, recorder = onnx.ModelProto(), Recorder()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        done = convert(loaded, asked, Memory(), Path(folder))
+        done = convert(loaded, asked, Memory(), Path(folder), recorder)
         entries = _entries(done)
         if any(each.format for each in entries):
             _sign(done.model, asked)
@@ -206,7 +222,17 @@ def quantize_proto(
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    report = _report(loaded, None, done.plan, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
+    report = _report(
+        loaded,
+        None,
+        done.plan,
+        entries,
+        asked.recipe,
+        started=started,
+        output_bytes=result.ByteSize(),
+        notes=notes,
+        passes=recorder.records,
+    )
     return result, report
 
 
@@ -256,7 +282,13 @@ def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
         return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
-    return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
+    return replace(
+        entry,
+        result_bytes=result.size_bytes,
+        format=result.format,
+        sqnr_db=result.sqnr_db,
+        histogram=result.histogram,
+    )
 
 
 def _report(
@@ -264,10 +296,12 @@ def _report(
     output: Path | None,
     made: Plan,
     entries: tuple[Entry, ...],
+    recipe: Recipe,
     *,
     started: float,
     output_bytes: int = 0,
     notes: tuple[str, ...] = (),
+    passes: Sequence[PassRecord] = (),
 ) -> Report:
     return Report(
         model=str(model.path) if model.path else None,
@@ -280,11 +314,11 @@ def _report(
         seconds=time.perf_counter() - started,
         notes=notes,
         version=_version(),
+        passes=tuple(passes),
+        recipe_text=recipe.to_yaml(),
+        versions={"python": platform.python_version(), **package_versions()},
     )
 
 
 def _version() -> str:
-    try:
-        return version("onnxq")
-    except PackageNotFoundError:
-        return "unknown"
+    return package_versions().get("onnxq", "unknown")

@@ -37,7 +37,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="Write what was done to each weight as JSON.", show_default=False),
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write what was done to each weight: a page to look at where the name ends in .html, else JSON.",
+        show_default=False,
+    ),
 ]
 StatisticsFile = Annotated[
     Path | None,
@@ -185,7 +190,10 @@ def _check_report(path: Path, model: Path, output: Path, *, force: bool) -> None
 
 def _write_report(report: "Report", path: Path) -> None:
     try:
-        report.write(path)
+        if path.suffix.lower() in (".html", ".htm"):
+            report.write_html(path)
+        else:
+            report.write(path)
     except OSError as error:
         raise OutputError(
             f"'{report.output}' is written, but not the report '{path}': {error.strerror or error}"

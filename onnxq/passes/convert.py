@@ -11,6 +11,7 @@ from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.record import Recorder
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import Target
@@ -84,7 +85,7 @@ class Converted:
     calibrated: tuple[str, ...]
 
 
-def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
+def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder: Recorder | None = None) -> Converted:
     """Quantize a model.
 
     Args:
@@ -92,27 +93,33 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         asked: What to do.
         sink: Takes the bytes of quantized weights.
         folder: For what lies on the disk meanwhile; empty, and there until the converted model is written.
+        recorder: Takes time and memory of each pass.
 
     Raises:
         UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
     """
     asked.check()
-    model = prepare(model, asked.recipe, asked.calibration, folder)
-    plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
+    during = (recorder or Recorder()).during
+    with during("prepare"):
+        model = prepare(model, asked.recipe, asked.calibration, folder)
+    with during("plan"):
+        plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
     statistics, solutions = None, None
     if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
-        solutions = solve_in_sequence(
-            model,
-            plan,
-            weights,
-            asked.calibration,
-            folder / "solutions" if asked.resume is None else Path(asked.resume),
-            non_finite=asked.recipe.non_finite,
-            device=asked.device,
-            threads=asked.threads,
-        )
+        with during("calibrate and solve, layer by layer"):
+            solutions = solve_in_sequence(
+                model,
+                plan,
+                weights,
+                asked.calibration,
+                folder / "solutions" if asked.resume is None else Path(asked.resume),
+                non_finite=asked.recipe.non_finite,
+                device=asked.device,
+                threads=asked.threads,
+            )
     else:
-        statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+        with during("calibrate"):
+            statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()
     if statistics is not None:
         calibrated = (_sampled(statistics.samples, synthetic=statistics.synthetic),)
@@ -120,20 +127,22 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
     if not plan.quantized:
         return Converted(model, plan, (), calibrated)
-    results = quantize_weights(
-        model.ir,
-        plan,
-        weights,
-        sink,
-        statistics=statistics,
-        solutions=solutions,
-        non_finite=asked.recipe.non_finite,
-        device=asked.device,
-        threads=asked.threads,
-        progress=_counted(plan, [weight.size for weight in weights], asked.progress),
-    )
-    fuse_products(model.ir)
-    finish(model.ir, plan.opset, plan.ir_version)
+    with during("solve and pack weights" if solutions is None else "pack weights"):
+        results = quantize_weights(
+            model.ir,
+            plan,
+            weights,
+            sink,
+            statistics=statistics,
+            solutions=solutions,
+            non_finite=asked.recipe.non_finite,
+            device=asked.device,
+            threads=asked.threads,
+            progress=_counted(plan, [weight.size for weight in weights], asked.progress),
+        )
+    with during("fuse products, add functions"):
+        fuse_products(model.ir)
+        finish(model.ir, plan.opset, plan.ir_version)
     return Converted(model, plan, tuple(results), calibrated)
 
 

@@ -4,7 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from onnxq.passes.record import PassRecord
+
+if TYPE_CHECKING:
+    from onnxq.report.findings import Frontier, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,7 @@ class Entry:
         spec: How it was quantized, in words; None where it stayed float.
         sqnr_db: Signal to quantization noise of its values; None where it stayed float.
         reason: Why it stayed float; None where it was quantized.
+        histogram: How its values lie on the grid of its format (`onnxq.methods.histogram`); not in JSON.
     """
 
     weight: str
@@ -34,6 +40,7 @@ class Entry:
     spec: str | None = None
     sqnr_db: float | None = None
     reason: str | None = None
+    histogram: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class Report:
         seconds: Wall time.
         notes: What the user should know before relying on the output.
         version: Of onnxq.
+        passes: What the time went to, in order.
+        recipe_text: The recipe, as YAML.
+        versions: Of Python and of the packages that took part.
     """
 
     model: str | None
@@ -63,6 +73,9 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
     version: str = ""
+    passes: tuple[PassRecord, ...] = ()
+    recipe_text: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def quantized(self) -> tuple[Entry, ...]:
@@ -83,6 +96,7 @@ class Report:
         """Plain data, as JSON holds it; an infinite ratio (nothing was lost) becomes null."""
         plain = asdict(self)
         for entry in plain["entries"]:
+            del entry["histogram"]
             if entry["sqnr_db"] == float("inf"):
                 entry["sqnr_db"] = None
         return plain
@@ -90,6 +104,20 @@ class Report:
     def write(self, path: str | Path) -> None:
         """Write the report as JSON."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+
+    def write_html(
+        self, path: str | Path, *, sensitivity: "Sensitivity | None" = None, frontier: "Frontier | None" = None
+    ) -> None:
+        """Write the report as one HTML page that opens from the disk; the file appears complete or not at all.
+
+        Args:
+            path: The file; one that stands there is replaced.
+            sensitivity: What the model loses by each weight alone, where that was measured.
+            frontier: Sizes and losses of other allocations, where they were searched.
+        """
+        from onnxq.report.html import render, write
+
+        write(path, render(self, sensitivity=sensitivity, frontier=frontier))
 
 
 def tally(reasons: Sequence[str]) -> dict[str, int]:

@@ -39,6 +39,17 @@ def test_the_report_file_equals_the_json(onnxq, model):
     assert json.loads(report.read_text()) == json.loads(done.out)
 
 
+def test_a_report_named_html_is_a_page_of_the_same_weights(onnxq, model):
+    page = model.with_name("what.html")
+    assert onnxq("quantize", model, "-o", model.with_name("small.onnx"), "--report", page).code == 0
+    text = page.read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert text.count('<tr id="w') == 2
+    assert ">first</th>" in text
+    assert "solve and pack weights" in text
+    assert text.count('class="area s0"') == 4
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder")]
 )
