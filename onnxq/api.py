@@ -245,6 +245,7 @@ def _sign(model: Model, asked: Conversion) -> None:
     model.ir.metadata_props.update(
         {
             "onnxq.version": _version(),
+            "onnxq.versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
             "onnxq.target": asked.target,
             "onnxq.recipe": asked.recipe.model_dump_json(exclude_defaults=True),
         }
@@ -286,6 +287,7 @@ def _carried_out(decision: Decision, result: Result) -> Entry:
         entry,
         result_bytes=result.size_bytes,
         format=result.format,
+        spec=None if decision.spec is None else decision.spec.describe(result.format),
         sqnr_db=result.sqnr_db,
         histogram=result.histogram,
     )

@@ -1,5 +1,6 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
+import inspect
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -60,7 +61,8 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
-        return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
+        made = bodies.scale_from_codes(domain, values)
+        return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
     kind = _format_of(suffix)
     names = {
         "Unpack": f"Unpack{kind.bits}",
@@ -69,18 +71,26 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "MatMul": f"MatMul{suffix}",
         "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
     }
+    dequantize = bodies.dequantize_asymmetric if asymmetric else bodies.dequantize
     unpacking = bodies.unpack(domain, kind.bits)
-    dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
-    scripts = [unpacking, dequantizing]
+    dequantizing = dequantize(domain, kind, unpacking)
+    scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
     if family == "MatMul":
-        scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
-    return tuple(_renamed(each, names) for each in scripts)
+        matmul = bodies.matmul_asymmetric if asymmetric else bodies.matmul
+        scripts.append((matmul, matmul(domain, dequantizing)))
+    return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 
 
-def _renamed(script: OnnxFunction[Any, Any], names: dict[str, str]) -> FunctionProto:
-    """The function with its own name, and with calls of other functions by theirs."""
+def _text(body: object, **parts: str) -> str:
+    """What a graph viewer shows: the docstring of a body, `<F>` being the format."""
+    text = inspect.cleandoc(body.__doc__ or "")
+    return re.sub(r"<(\w+)>", lambda part: parts.get(part[1], part[0]), text)
+
+
+def _named(script: OnnxFunction[Any, Any], names: dict[str, str], text: str) -> FunctionProto:
+    """The function with its own name and doc string, and with calls of other functions by their names."""
     proto: FunctionProto = script.to_function_proto()
-    proto.name = names[proto.name]
+    proto.name, proto.doc_string = names[proto.name], text
     for node in proto.node:
         if node.domain == DOMAIN:
             node.op_type = names[node.op_type]

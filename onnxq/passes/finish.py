@@ -6,7 +6,7 @@ from onnxq.functions import DOMAIN, VERSION, functions
 from onnxq.model.operators import domain_of
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.scopes import nodes, scopes
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, describe
 from onnxq.passes.target import FUNCTION_IR_VERSION
 
 
@@ -32,6 +32,7 @@ def fuse_products(model: ir.Model) -> int:
             "dtype": maker.attributes["dtype"].as_int(),
         }
         name = maker.op_type.replace("Dequantize", "MatMul", 1)
+        describe(node, maker.doc_string or "")
         editor.replace(node, (DOMAIN, name), [node.inputs[0], *maker.inputs], attributes)
         fused += 1
     return fused

@@ -110,12 +110,13 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     if spec is None:
         raise ValueError(weight.name)
     counts = histogram(weight.read().reshape(solution.codes.shape), solution)
+    text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
     size_bytes = None
     exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if int8.is_matmul_weight(weight):
-            size_bytes = int8.replace_matmuls(editor, weight, solution, sink)
+            size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
     if size_bytes is None:
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
+        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
     return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)

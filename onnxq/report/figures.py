@@ -169,13 +169,6 @@ def small_outline(entry: Entry) -> str:
     return steps(entry.histogram, _SMALL_HEIGHT) if entry.histogram else ""
 
 
-def how(entry: Entry) -> str:
-    """The format that a weight took and the rest of its spec, or why it stays."""
-    if entry.format is None or entry.spec is None:
-        return str(entry.reason)
-    return entry.format + "".join(entry.spec.partition(",")[1:])
-
-
 def ratio_text(ratio: float | None) -> str:
     """`31.2 dB`; nothing was lost: `exact`."""
     if ratio is None:

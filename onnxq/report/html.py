@@ -43,7 +43,6 @@ def render(report: Report, *, sensitivity: Sensitivity | None = None, frontier: 
         "op": op_text,
         "ratio": figures.ratio_text,
         "outline": figures.small_outline,
-        "how": figures.how,
         "file": lambda path: Path(path).name,
     }
     template, style, script = (
