@@ -175,7 +175,7 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     }
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
     for kind in NAMED_FORMATS.values():
-        for family in ("Dequantize", "MatMul"):
+        for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
     seen = set()

@@ -148,10 +148,13 @@ def decode(original: onnx.ModelProto, emitted: onnx.ModelProto) -> onnx.ModelPro
     made.CopyFrom(original)
     ours = {node.name: node for node in made.graph.node}
     for node in emitted.graph.node:
-        if node.op_type.startswith("MatMul") and (weight := _weight(emitted, node)) is not None:
+        reader = ours.get(node.name)
+        if reader is None or reader.op_type != "MatMul":
+            continue
+        if (weight := _weight(emitted, node)) is not None:
             tensor = numpy_helper.from_array(weight, f"decoded_{node.name}")
             made.graph.initializer.append(tensor)
-            ours[node.name].input[1] = tensor.name
+            reader.input[1] = tensor.name
     return made
 
 
@@ -159,7 +162,9 @@ def _weight(model: onnx.ModelProto, node: onnx.NodeProto) -> np.ndarray | None:
     """The [K, N] float32 weight of a product, where it is stored as codes; None where it is not."""
     makers = {name: each for each in model.graph.node for name in each.output}
     tensors = {each.name: each for each in model.graph.initializer}
-    needed, waiting = set(), list(node.input[1:])
+    # Without the bias.
+    inputs = node.input[1:-1] if node.op_type.startswith("Linear") else node.input[1:]
+    needed, waiting = set(), list(inputs)
     while waiting:
         name = waiting.pop()
         if name in needed:
@@ -173,7 +178,8 @@ def _weight(model: onnx.ModelProto, node: onnx.NodeProto) -> np.ndarray | None:
     if node.domain == "onnxq":
         # The product with the unit matrix is the weight.
         rows = next(each.ints[0] for each in node.attribute if each.name == "shape")
-        steps = [*steps, helper.make_node(node.op_type, ["unit", *node.input[1:]], ["weight"], domain="onnxq")]
+        product = node.op_type.replace("Linear", "MatMul", 1)
+        steps = [*steps, helper.make_node(product, ["unit", *inputs], ["weight"], domain="onnxq")]
         steps[-1].attribute.extend(node.attribute)
         tensors["unit"], wanted = numpy_helper.from_array(np.eye(rows, dtype=np.float32), "unit"), "weight"
         needed.add("unit")

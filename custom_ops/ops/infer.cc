@@ -11,7 +11,7 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   // What is wrong is said when the kernel is made, with the name of the node.
   if (!api.inferred_attribute(context, "shape", &weight)) return nullptr;
   ElementType type = op.type;
-  if (op.family == Family::kDequantize) {
+  if (!op.is_product()) {
     // No input has the type of the result: the attribute decides which kernel onnxruntime takes.
     int64_t dtype = 0;
     if (api.inferred_attribute(context, "dtype", &dtype)) type = static_cast<ElementType>(dtype);

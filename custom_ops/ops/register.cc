@@ -36,7 +36,7 @@ int get_end_version(const OrtCustomOp*) { return 1; }
 
 int get_input_type(const OrtCustomOp* op, size_t index) {
   const size_t packed = self(op).packed_index();
-  if (index < packed) return static_cast<int>(self(op).type);
+  if (index < packed || index == self(op).bias_index()) return static_cast<int>(self(op).type);
   // Scales may be of another type than the result: any, checked by the kernel.
   return static_cast<int>(index == packed + 1 ? ElementType::kUndefined : ElementType::kUint8);
 }
@@ -68,7 +68,10 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.InferOutputShapeFn = infer_shape;
   made.GetStartVersion = get_start_version;
   made.GetEndVersion = get_end_version;
-  size_t end = append(made.name, 0, family == Family::kMatMul ? "MatMul" : "Dequantize");
+  size_t end = append(made.name, 0,
+                      family == Family::kMatMul   ? "MatMul"
+                      : family == Family::kLinear ? "Linear"
+                                                  : "Dequantize");
   end = append(made.name, end, format.name);
   append(made.name, end, asymmetric ? "Asymmetric" : "");
   made.family = family;
@@ -78,12 +81,12 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   return made;
 }
 
-constexpr Family kFamilies[] = {Family::kMatMul, Family::kDequantize};
+constexpr Family kFamilies[] = {Family::kMatMul, Family::kLinear, Family::kDequantize};
 constexpr ElementType kTypes[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBFloat16};
 
 constexpr size_t count_operators() {
   size_t count = 0;
-  for (const Format& format : kFormats) count += 2 * 3 * (format.is_integer() ? 2 : 1);
+  for (const Format& format : kFormats) count += 3 * 3 * (format.is_integer() ? 2 : 1);
   return count;
 }
 
@@ -116,7 +119,7 @@ OrtStatus* get_domain(const Api& api, bool with_dequantize, OrtCustomOpDomain** 
   if (*domain) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.create_domain(kDomain, domain));
   for (const Operator& op : kOperators.each) {
-    if (op.family == Family::kMatMul || with_dequantize) ONNXQ_RETURN_IF_ERROR(api.add_operator(*domain, &op));
+    if (op.is_product() || with_dequantize) ONNXQ_RETURN_IF_ERROR(api.add_operator(*domain, &op));
   }
   OrtCustomOpDomain* none = nullptr;
   // Where two threads made one at the same time, the second stays unused.

@@ -120,7 +120,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
 
 def _with_kernels() -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
-    return frozenset(name for name in native_library().operators if name.startswith("MatMul"))
+    return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
 
 
 def _is_part(node: ir.Node) -> bool:

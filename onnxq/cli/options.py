@@ -24,9 +24,10 @@ TargetName = Annotated[
     typer.Option(
         "--target",
         "-t",
-        metavar="ort|standard|ort-int8",
+        metavar="ort|native|standard|ort-int8",
         help="ort: runs in onnxruntime as it is. standard: the tensor types of ONNX 1.23, for interchange. "
-        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel.",
+        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel. "
+        "native: all for onnxq's own kernels.",
     ),
 ]
 Include = Annotated[

@@ -18,7 +18,7 @@ DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "Dequantize")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -54,7 +54,7 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(r"(Scale|Dequantize|MatMul|Linear)(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -70,14 +70,19 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
         "MatMul": f"MatMul{suffix}",
         "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
+        "Linear": f"Linear{suffix}",
+        "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
     dequantize = bodies.dequantize_asymmetric if asymmetric else bodies.dequantize
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = dequantize(domain, kind, unpacking)
     scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
-    if family == "MatMul":
+    if family in ("MatMul", "Linear"):
         matmul = bodies.matmul_asymmetric if asymmetric else bodies.matmul
         scripts.append((matmul, matmul(domain, dequantizing)))
+    if family == "Linear":
+        linear = bodies.linear_asymmetric if asymmetric else bodies.linear
+        scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 
 

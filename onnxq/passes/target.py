@@ -8,7 +8,7 @@ from onnx.helper import VERSION_TABLE
 from onnxq.errors import UsageError, nearest
 from onnxq.formats import Format, ScaleType
 
-Target = Literal["ort", "standard", "ort-int8"]
+Target = Literal["ort", "standard", "ort-int8", "native"]
 
 # What onnxruntime 1.31 loads at most; an output stays lower where its tensor types allow.
 ORT_OPSET, ORT_IR_VERSION = 26, 13
@@ -56,6 +56,8 @@ def is_standard_form(kind: Format, scale_type: ScaleType, dtype: ir.DataType, ta
     """
     if target == "standard":
         return kind.onnx_type is not None
+    if target == "native":
+        return False
     return kind.onnx_type in _DEQUANTIZE_SINCE and scale_type.onnx_type == dtype.name
 
 

@@ -23,7 +23,7 @@ def test_the_library_is_there():
 def test_every_named_format_has_its_operators(open_session):
     told = set()
     for kind in NAMED_FORMATS.values():
-        for family in ("MatMul", "Dequantize"):
+        for family in ("MatMul", "Linear", "Dequantize"):
             told.add(family + operator_suffix(kind))
             if isinstance(kind, Integer):
                 told.add(f"{family}{operator_suffix(kind)}Asymmetric")
