@@ -44,7 +44,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def _format_of(suffix: str) -> Format:
+def format_named(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -63,7 +63,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         made = bodies.scale_from_codes(domain, values)
         return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
-    kind = _format_of(suffix)
+    kind = format_named(suffix)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
