@@ -61,6 +61,18 @@ def test_compare_shows_outputs_and_the_layers_furthest_apart(onnxq, model, data,
     assert [each["name"] for each in found["layers"]] == ["h", "r"]
 
 
+def test_compare_along_the_graph_shows_decisions_samples_and_the_jump(onnxq, model, data, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.load(data)["x"])
+    onnxq("quantize", model, "-o", tmp_path / "small.onnx", "--recipe", "int2", "--exclude", "first")
+    done = onnxq("compare", model, tmp_path / "small.onnx", "--data", tmp_path / "x.npz", "--along", "--limit", "20")
+    assert re.search(
+        r"^y: the same best in \d+\.\d\d% of 20 rows; \d+\.\d\d% of the best 5 shared$", done.out, re.MULTILINE
+    )
+    assert re.search(r"^samples furthest apart: (\d+ \(\d+\.\d dB\)(, )?){5}$", done.out, re.MULTILINE)
+    assert re.search(r"^h +MatMul +equal.*\nr +Relu +equal", done.out, re.MULTILINE)
+    assert "The error jumps nowhere" in done.out
+
+
 def test_a_model_equals_itself(onnxq, model, data, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.load(data)["x"])
     done = onnxq("compare", model, model, "--data", tmp_path / "x.npz", "--worst", "0")
