@@ -24,6 +24,7 @@ from onnxq.passes.record import PassRecord, Recorder
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
+from onnxq.recipes.write import recipe_text
 from onnxq.report import Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
@@ -318,7 +319,7 @@ def _report(
         notes=notes,
         version=_version(),
         passes=tuple(passes),
-        recipe_text=recipe.to_yaml(),
+        recipe_text=recipe_text(recipe),
         versions={"python": platform.python_version(), **package_versions()},
     )
 

@@ -118,13 +118,6 @@ class Recipe(BaseModel):
         """The same recipe with more rules at the end, where they win."""
         return self.model_copy(update={"rules": (*self.rules, *rules)})
 
-    def to_yaml(self) -> str:
-        """The recipe as YAML that `load_recipe` reads."""
-        import yaml
-
-        plain = self.model_dump(mode="json", exclude_defaults=True)
-        return str(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100))
-
     def decide(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> QuantSpec | str:
         """The spec for a weight, or why it stays float."""
         for rule in reversed(self.rules):

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from onnxq.formats import get_format
 from onnxq.methods.histogram import BINS, span
 from onnxq.report.chart import Axis, Chart, Dot, Tick, from_top, steps
-from onnxq.report.findings import Frontier, Sensitivity
+from onnxq.report.findings import Candidate, Frontier, LayerLosses
 from onnxq.report.report import Entry, Report
-from onnxq.report.text import shorten, size_text
+from onnxq.report.text import shorten
 
 # As many grid lines as a picture of a few hundred pixels can tell apart.
 _MOST_GRID_LINES = 64
 _HEIGHT, _SMALL_HEIGHT = 100, 16
-_FRONTIER_SERIES = {"frontier": "Pareto frontier", "uniform": "one recipe for all", "chosen": "chosen"}
+_KINDS = {"frontier": "Pareto frontier", "tried": "other", "chosen": "chosen"}
 _LABEL_WIDTH = 32
 # Less is not worth a look.
 _LEAST_DB = 10.0
@@ -99,61 +99,51 @@ def layers_chart(report: Report) -> Chart | None:
     return Chart(about, dots, from_top(axis.ticks), series=formats, x_label="weights in graph order", marks=skipped)
 
 
-def sensitivity_chart(report: Report, sensitivity: Sensitivity) -> Chart | None:
-    """Loss of each weight alone, in graph order, a colour for each format."""
+def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
+    """Loss of each weight alone, in graph order, a colour for each format or recipe."""
     rows = {each.weight: row for row, each in enumerate(report.entries)}
-    known = [each for each in sensitivity.layers if each.weight in rows and math.isfinite(each.loss)]
+    known = [each for each in losses.losses if each.weight in rows and math.isfinite(each.loss)]
     if not known:
         return None
     axis = _loss_axis([each.loss for each in known])
-    formats = tuple(dict.fromkeys(each.format for each in known))
+    ways = tuple(dict.fromkeys(each.how for each in known))
     worst = max(known, key=lambda each: each.loss)
     dots = tuple(
         Dot(
             x=_middle(rows[each.weight], len(rows)),
             y=round(100 - axis.place(each.loss), 2),
-            series=formats.index(each.format),
-            title=f"{each.weight}: {each.loss:.3g} ({each.format})",
+            series=ways.index(each.how),
+            title=f"{each.weight}: {each.loss:.3g} ({each.how})",
             link=f"w{rows[each.weight]}",
             label=shorten(each.weight, _LABEL_WIDTH) if each is worst and len(known) > 1 else "",
         )
         for each in known
     )
-    about = f"{sensitivity.metric}, of {len(known)} weights quantized alone, up to {worst.loss:.3g}."
-    return Chart(about, dots, from_top(axis.ticks), series=formats, x_label="weights in graph order")
+    about = f"{losses.metric}, of {len(known)} weights quantized alone, up to {worst.loss:.3g}."
+    return Chart(about, dots, from_top(axis.ticks), series=ways, x_label="weights in graph order")
 
 
 def frontier_chart(frontier: Frontier) -> Chart | None:
-    """Size against loss; a line joins the candidates that no other beats."""
-    known = sorted((each for each in frontier.candidates if math.isfinite(each.loss)), key=lambda it: it.size_bytes)
+    """Bits of an element against loss; a line joins the candidates that no other beats."""
+    known = sorted((each for each in frontier.candidates if math.isfinite(each.loss)), key=lambda each: each.bits)
     if not known:
         return None
-    x = Axis.over(each.size_bytes / 1e6 for each in known)
-    y = _loss_axis([each.loss for each in known])
-    kinds = [kind for kind in _FRONTIER_SERIES if any(each.kind == kind for each in known)]
-    dots = [
-        Dot(
-            x=x.place(each.size_bytes / 1e6),
-            y=round(100 - y.place(each.loss), 2),
-            series=list(_FRONTIER_SERIES).index(each.kind),
-            title=f"{each.label or _FRONTIER_SERIES[each.kind]}: {size_text(each.size_bytes)}, loss {each.loss:.3g}",
-            label=each.label,
-        )
-        for each in known
-    ]
-    line = tuple(dot for dot, each in zip(dots, known, strict=True) if each.kind != "uniform")
-    about = f"{frontier.metric}, against size, of {len(known)} ways to give each weight a format."
+    x, y = Axis.over(each.bits for each in known), _loss_axis([each.loss for each in known])
+
+    def dot(each: Candidate) -> Dot:
+        title = f"{each.label or _KINDS[each.kind]}: {each.bits:.2f} bits, loss {each.loss:.3g}"
+        place = x.place(each.bits), round(100 - y.place(each.loss), 2)
+        return Dot(*place, series=list(_KINDS).index(each.kind), title=title, label=each.label)
+
     return Chart(
-        about,
+        about=f"{frontier.metric}, against bits, of {len(known)} ways to give each weight a format.",
         # The one that was taken lies above the others.
-        tuple(sorted(dots, key=lambda dot: dot.series)),
-        from_top(y.ticks),
-        tuple(x.ticks),
-        tuple(_FRONTIER_SERIES[kind] for kind in kinds)
-        if kinds == list(_FRONTIER_SERIES)[: len(kinds)]
-        else tuple(_FRONTIER_SERIES.values()),
-        line,
-        "size of all weights, MB",
+        dots=tuple(sorted(map(dot, known), key=lambda each: each.series)),
+        y_ticks=from_top(y.ticks),
+        x_ticks=tuple(x.ticks),
+        series=tuple(_KINDS.values()),
+        line=tuple(dot(each) for each in known if each.kind == "frontier"),
+        x_label="bits that an element of the weights takes, with scales",
     )
 
 

@@ -1,17 +1,14 @@
 """A `Report` as one HTML page that needs nothing beside itself: no network, no fonts, no libraries."""
 
 import hashlib
-import os
-import secrets
 from base64 import b64encode
 from collections import defaultdict
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 from onnxq.report import figures
-from onnxq.report.findings import Frontier, Sensitivity
+from onnxq.report.findings import Frontier, LayerLosses
 from onnxq.report.report import Entry, Report
 from onnxq.report.terminal import bits_each
 from onnxq.report.text import op_text, seconds_text, shape_text, size_text
@@ -20,13 +17,13 @@ from onnxq.report.text import op_text, seconds_text, shape_text, size_text
 _OUTLINES = 6
 
 
-def render(report: Report, *, sensitivity: Sensitivity | None = None, frontier: Frontier | None = None) -> str:
+def render(report: Report, *, losses: LayerLosses | None = None, frontier: Frontier | None = None) -> str:
     """The page.
 
     Args:
         report: Of a conversion, or a plan.
-        sensitivity: What the model loses by each weight alone, where that was measured.
-        frontier: Sizes and losses of other allocations, where they were searched.
+        losses: What the model loses by each weight alone, where that was measured.
+        frontier: Bits and losses of other allocations, where they were searched.
     """
     import jinja2
 
@@ -64,8 +61,8 @@ def render(report: Report, *, sensitivity: Sensitivity | None = None, frontier: 
         layers=figures.layers_chart(report),
         ends=figures.first_and_last(len(report.entries)),
         outlines=figures.outlines(report, _OUTLINES),
-        sensitivity=sensitivity,
-        sensitivity_chart=sensitivity and figures.sensitivity_chart(report, sensitivity),
+        losses=losses,
+        losses_chart=losses and figures.losses_chart(report, losses),
         frontier=frontier,
         frontier_chart=frontier and figures.frontier_chart(frontier),
         skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
@@ -75,25 +72,6 @@ def render(report: Report, *, sensitivity: Sensitivity | None = None, frontier: 
         # Names in a model are untrusted: nothing but this script may run, and nothing may be loaded.
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def write(path: str | Path, page: str) -> None:
-    """Write a page; the file appears complete or not at all.
-
-    Raises:
-        OSError: It cannot be written.
-    """
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _title(report: Report) -> str:

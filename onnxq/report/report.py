@@ -1,7 +1,10 @@
 """`Report`: what a conversion did to each weight, and why it left others alone."""
 
 import json
+import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from onnxq.passes.record import PassRecord
 
 if TYPE_CHECKING:
-    from onnxq.report.findings import Frontier, Sensitivity
+    from onnxq.report.findings import Frontier, LayerLosses
 
 
 @dataclass(frozen=True)
@@ -102,22 +105,35 @@ class Report:
         return plain
 
     def write(self, path: str | Path) -> None:
-        """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        """Write the report as JSON; the file appears complete or not at all."""
+        _write(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def write_html(
-        self, path: str | Path, *, sensitivity: "Sensitivity | None" = None, frontier: "Frontier | None" = None
+        self, path: str | Path, *, losses: "LayerLosses | None" = None, frontier: "Frontier | None" = None
     ) -> None:
         """Write the report as one HTML page that opens from the disk; the file appears complete or not at all.
 
         Args:
             path: The file; one that stands there is replaced.
-            sensitivity: What the model loses by each weight alone, where that was measured.
-            frontier: Sizes and losses of other allocations, where they were searched.
+            losses: What the model loses by each weight alone, where that was measured.
+            frontier: Bits and losses of other allocations, where they were searched.
         """
-        from onnxq.report.html import render, write
+        from onnxq.report.html import render
 
-        write(path, render(self, sensitivity=sensitivity, frontier=frontier))
+        _write(Path(path), render(self, losses=losses, frontier=frontier))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def tally(reasons: Sequence[str]) -> dict[str, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxq.report.findings import Candidate, Frontier, LayerSensitivity, Sensitivity
+from onnxq.report.findings import Candidate, Frontier, LayerLoss, LayerLosses
 from onnxq.report.html import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -49,9 +49,9 @@ def chromium(folder: Path, page: str, *options: str, name: str = "page") -> subp
 @pytest.fixture
 def page(made_report) -> str:
     report = made_report(40)
-    layers = tuple(LayerSensitivity(each.weight, "int4", 0.01 * at + 0.001) for at, each in enumerate(report.entries))
-    candidates = tuple(Candidate(10**7 * (at + 1), 1.0 / (at + 1), "chosen" if at == 3 else "") for at in range(8))
-    return render(report, sensitivity=Sensitivity("loss", layers), frontier=Frontier("loss", candidates))
+    losses = tuple(LayerLoss(each.weight, "int4", 0.01 * at + 0.001) for at, each in enumerate(report.entries))
+    candidates = tuple(Candidate(at + 1.0, 1.0 / (at + 1), "mine" if at == 3 else "") for at in range(8))
+    return render(report, losses=LayerLosses("loss", losses), frontier=Frontier("loss", candidates))
 
 
 def probed(folder: Path, page: str, option: str, *, width: int) -> dict:

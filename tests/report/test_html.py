@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -6,8 +7,8 @@ import pytest
 
 from onnxq.errors import DataError
 from onnxq.report import Entry
-from onnxq.report.findings import Candidate, Frontier, LayerSensitivity, Sensitivity
-from onnxq.report.html import render, write
+from onnxq.report.findings import Candidate, Frontier, LayerLoss, LayerLosses, read_findings
+from onnxq.report.html import render
 
 EVIL = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
 VOID = {"meta", "input"}
@@ -119,38 +120,64 @@ def test_nothing_lost_is_called_exact(made_report):
     assert "inf" not in text
 
 
-def test_sensitivity_and_frontier_are_shown_where_they_are_given(made_report):
+def test_losses_and_frontier_are_shown_where_they_are_given(made_report):
     report = made_report(4)
     names = [each.weight for each in report.entries]
-    sensitivity = Sensitivity(
-        "KL divergence, nats", tuple(LayerSensitivity(name, "int4", 10.0**-at) for at, name in enumerate(names))
+    losses = LayerLosses("loss, nats", tuple(LayerLoss(name, "int4", 10.0**-at) for at, name in enumerate(names)))
+    candidates = (
+        Candidate(3, 0.5),
+        Candidate(4.5, 0.1),
+        Candidate(4.4, 0.2, "mine", "chosen"),
+        Candidate(8, 1, "int8", "tried"),
     )
-    frontier = Frontier(
-        "nll",
-        (
-            Candidate(10**6, 0.5),
-            Candidate(2 * 10**6, 0.1, "4.5 bits", "chosen"),
-            Candidate(10**7, 1, "int4", "uniform"),
-        ),
-    )
-    page = Page(render(report, sensitivity=sensitivity, frontier=frontier))
+    page = Page(render(report, losses=losses, frontier=Frontier("nll", candidates)))
     assert {"Sensitivity", "Size against loss"} <= set(page.headings)
-    assert "KL divergence, nats" in page.text
-    assert "4.5 bits: 2 MB, loss 0.1" in page.text
+    assert "loss, nats" in page.text
+    assert "mine: 4.40 bits, loss 0.2" in page.text
     assert f"{names[2]}: 0.01 (int4)" in page.text
 
 
 def test_findings_of_other_weights_leave_the_section_out(made_report):
-    sensitivity = Sensitivity("loss", (LayerSensitivity("of another model", "int4", 1.0),))
-    page = Page(render(made_report(3), sensitivity=sensitivity, frontier=Frontier("loss", ())))
+    losses = LayerLosses("loss", (LayerLoss("of another model", "int4", 1.0),))
+    page = Page(render(made_report(3), losses=losses, frontier=Frontier("loss", ())))
     assert not {"Sensitivity", "Size against loss"} & set(page.headings)
 
 
-def test_findings_come_from_plain_data():
-    layer = {"weight": "w", "format": "int4", "loss": 0.5}
-    assert Sensitivity.from_dict({"metric": "m", "layers": [layer]}).layers == (LayerSensitivity("w", "int4", 0.5),)
-    with pytest.raises(DataError, match=r"no frontier: candidates\.0\.kind: Input should be 'frontier'"):
-        Frontier.from_dict({"metric": "m", "candidates": [{"size_bytes": 1, "loss": 1, "kind": "best"}]})
+def test_findings_are_read_from_what_the_commands_print(tmp_path: Path):
+    effect = {"weight": "w", "recipe": "int4", "format": "uint4", "kl": 0.5, "loss_change": None}
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"model": "m.onnx", "effects": [effect, effect | {"weight": "v", "kl": None}]}))
+    losses, frontier = read_findings(path)
+    assert (losses.losses, frontier) == ((LayerLoss("w", "int4", 0.5),), None)
+    tried = [{"name": name, "bits": bits, "predicted": 0.1, "measured": 0.2} for name, bits in (("a", 4), ("b", 5))]
+    found = {"effects": [effect], "frontier": [[3.0, 1.0], [6.0, 0.1]], "best": tried[1], "tried": tried}
+    path.write_text(json.dumps(found))
+    _, frontier = read_findings(path)
+    assert frontier is not None
+    assert [(each.bits, each.kind) for each in frontier.candidates] == [
+        (3.0, "frontier"),
+        (6.0, "frontier"),
+        (4.0, "tried"),
+        (5.0, "chosen"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{}", "is no JSON of 'onnxq sensitivity' or 'allocate': effects: Field required"),
+        ('{"effects": [{"weight": 3}]}', "effects.0.weight: Input should be a valid string"),
+        ("[" * 100_000, "is no JSON"),
+        ("\x00", "is no JSON"),
+        (None, "cannot read the findings"),
+    ],
+)
+def test_other_files_are_refused_by_name(tmp_path: Path, text: str | None, words: str):
+    path = tmp_path / "found.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(DataError, match=re.escape(words)):
+        read_findings(path)
 
 
 def test_two_thousand_weights_make_a_page_of_a_few_megabytes(made_report):
@@ -161,15 +188,18 @@ def full(descriptor: int) -> None:
     raise OSError(28, "the disk is full")
 
 
-def test_a_page_replaces_what_stood_there_or_leaves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "page.html"
+@pytest.mark.parametrize("form", ["write", "write_html"])
+def test_a_report_replaces_what_stood_there_or_leaves_it(
+    form: str, made_report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path, write = tmp_path / "page.html", getattr(made_report(2), form)
     path.write_text("before")
     with monkeypatch.context() as broken:
         broken.setattr("os.fsync", full)
         with pytest.raises(OSError, match="full"):
-            write(path, "after")
+            write(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-    write(path, "after")
-    assert path.read_text() == "after"
+    write(path)
+    assert "self_attn.k_proj" in path.read_text()
     assert list(tmp_path.iterdir()) == [path]
