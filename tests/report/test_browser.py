@@ -49,7 +49,7 @@ def chromium(folder: Path, page: str, *options: str, name: str = "page") -> subp
 @pytest.fixture
 def page(made_report) -> str:
     report = made_report(40)
-    losses = tuple(LayerLoss(each.weight, "int4", 0.01 * at + 0.001) for at, each in enumerate(report.entries))
+    losses = tuple(LayerLoss(each.weight, "int4", 1.0 - abs(at - 18) / 40) for at, each in enumerate(report.entries))
     candidates = tuple(Candidate(at + 1.0, 1.0 / (at + 1), "mine" if at == 3 else "") for at in range(8))
     return render(report, losses=LayerLosses("loss", losses), frontier=Frontier("loss", candidates))
 
