@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.errors import UsageError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format
 from onnxq.functions import DOMAIN, format_named
 from onnxq.model.constants import constant_tensor
@@ -16,7 +17,8 @@ from onnxq.model.scopes import nodes
 
 _FORMATS = {kind.onnx_type: kind for kind in NAMED_FORMATS.values() if kind.onnx_type}
 _SCALES = {ir.DataType.from_numpy(kind.dtype): kind.name for kind in SCALE_TYPES.values()}
-_OWN = re.compile(r"(Dequantize|MatMul|Linear)(.+?)(Asymmetric)?")
+# Codes in the layout of a kernel are as many as without it.
+_OWN = re.compile(r"(Dequantize|MatMul|Linear)(.+?)(?:Tiled)?(Asymmetric)?")
 
 
 @dataclass(frozen=True)
@@ -110,10 +112,15 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
     operands = node.inputs[first : first + (3 if asymmetric else 2)]
     if constant_tensor(operands[0]) is None:
         return
+    try:
+        kind = format_named(suffix)
+    except UsageError:
+        # A version of onnxq that knows more formats wrote it.
+        return
     shape = tuple(node.attributes["shape"].as_ints())
     axis, block = node.attributes.get_int("axis", 0), node.attributes.get_int("block_size", 1)
     granularity = "per tensor" if _is_one(operands[1]) else _along(shape[axis], block)
-    yield _stored(node, format_named(suffix), shape, granularity, operands)
+    yield _stored(node, kind, shape, granularity, operands)
 
 
 def _blocks(node: ir.Node) -> Iterator[StoredWeight]:

@@ -81,3 +81,13 @@ def test_quantized_activations_are_no_weights():
     }
     """
     assert find_stored(from_proto(parser.parse_model(text)).ir) == []
+
+
+def test_operators_of_a_later_version_are_passed_over():
+    text = """
+    <ir_version: 10, opset_import: ["": 21, "onnxq": 2]>
+    model (float[b, 4] x) => (float[b, 4] y) <uint8[8] w = {1, 2, 3, 4, 5, 6, 7, 8}, float[1, 4] s = {1, 1, 1, 1}> {
+      y = onnxq.MatMulFP9E9M9 <shape = [4, 4], block_size = 4, dtype = 1> (x, w, s)
+    }
+    """
+    assert find_stored(from_proto(parser.parse_model(text)).ir) == []
