@@ -11,21 +11,23 @@ from pathlib import Path
 import onnx
 
 from onnxq.analysis.execution import execution
+from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
 from onnxq.model.versions import package_versions
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result
-from onnxq.passes.record import PassRecord, Recorder
+from onnxq.passes.record import Recorder
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
 from onnxq.recipes.write import recipe_text
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
@@ -45,10 +47,11 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    chosen = load_recipe(recipe)
-    made, _ = make_plan(loaded.ir, chosen, check_target(target), _selection(include, exclude))
+    asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, chosen, started=started)
+    activations = _activations(plan_activations(loaded.ir, *asked))
+    return replace(_report(loaded, None, made, entries, asked[0], started=started), activations=activations)
 
 
 def quantize(
@@ -133,26 +136,18 @@ def quantize(
         with recorder.during("read"):
             loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch, recorder)
-        entries = _entries(done)
         with recorder.during("write"):
-            if any(each.format for each in entries):
+            if done.is_changed:
                 _sign(done.model, asked)
                 written = staging.commit(done.model, external=loaded.external or None)
             else:
                 written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _report(
-        loaded,
-        written,
-        done.plan,
-        entries,
-        asked.recipe,
-        started=started,
-        output_bytes=size_bytes,
-        notes=notes,
-        passes=recorder.records,
+    made = _report(
+        loaded, written, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size_bytes, notes=notes
     )
+    return _with_passes(made, done, recorder)
 
 
 def calibrate(
@@ -181,14 +176,22 @@ def calibrate(
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
         OutputError: The output exists, or cannot be written.
+        UsageError: The recipe changes the float model before it quantizes.
     """
     check_file(Path(output), force=force)
     loaded = load(model)
-    if recipe is None:
+    chosen = None if recipe is None else load_recipe(recipe)
+    if chosen is not None and chosen.equalize:
+        raise UsageError(
+            f"recipe '{chosen.name}' changes the float model first, and its methods look at the changed one: give the "
+            "data to 'onnxq quantize', or leave out the recipe"
+        )
+    if chosen is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
-        wanted = requests(made, weights, loaded.ir.graph)
+        made, weights = make_plan(loaded.ir, chosen, "ort")
+        activations = plan_activations(loaded.ir, chosen, "ort", Selection())
+        wanted = requests(made, weights, loaded.ir.graph) + activations.requests()
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -217,25 +220,17 @@ def quantize_proto(
     result, recorder = onnx.ModelProto(), Recorder()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder), recorder)
-        entries = _entries(done)
-        if any(each.format for each in entries):
+        if done.is_changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
     notes = (*_notes(done.model, asked.target), *done.calibrated)
-    report = _report(
-        loaded,
-        None,
-        done.plan,
-        entries,
-        asked.recipe,
-        started=started,
-        output_bytes=result.ByteSize(),
-        notes=notes,
-        passes=recorder.records,
+    size = result.ByteSize()
+    made = _report(
+        loaded, None, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size, notes=notes
     )
-    return result, report
+    return result, _with_passes(made, done, recorder)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
@@ -257,6 +252,16 @@ def _sign(model: Model, asked: Conversion) -> None:
 def _entries(done: Converted) -> tuple[Entry, ...]:
     results = iter(done.results)
     return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
+
+
+def _with_passes(report: Report, done: Converted, recorder: Recorder) -> Report:
+    """The report of what was carried out, with what the passes did beside quantizing weights."""
+    return replace(
+        report,
+        changes=done.changes,
+        activations=_activations(done.activations),
+        passes=tuple(recorder.records),
+    )
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -281,10 +286,24 @@ def _planned(decision: Decision) -> Entry:
     )
 
 
+def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
+    return tuple(
+        Activation(
+            tensor=each.tensor,
+            op=each.op,
+            readers=each.readers,
+            format=None if each.spec is None else each.spec.format,
+            spec=None if each.spec is None else each.spec.describe(),
+            reason=each.reason,
+        )
+        for each in made.decisions
+    )
+
+
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
-        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
     return replace(
         entry,
         result_bytes=result.size_bytes,
@@ -305,7 +324,6 @@ def _report(
     started: float,
     output_bytes: int = 0,
     notes: tuple[str, ...] = (),
-    passes: Sequence[PassRecord] = (),
 ) -> Report:
     return Report(
         model=str(model.path) if model.path else None,
@@ -318,7 +336,6 @@ def _report(
         seconds=time.perf_counter() - started,
         notes=notes,
         version=_version(),
-        passes=tuple(passes),
         recipe_text=recipe_text(recipe),
         versions={"python": platform.python_version(), **package_versions()},
     )

@@ -25,7 +25,11 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
     result.dims[result.rank - 1] = weight.dims[1];
     names[result.rank - 1] = "";
   }
-  for (const char*& name : names) name = name ? name : "";
+  for (size_t axis = 0; axis < result.rank; ++axis) {
+    if (!names[axis]) names[axis] = "";
+    // onnxruntime would take a dimension that has neither a size nor a name for the size -1.
+    if (result.dims[axis] < 0 && !*names[axis]) return nullptr;
+  }
   return api.set_inferred_output(context, result, names, type);
 }
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from onnxq.errors import UsageError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format
-from onnxq.functions import DOMAIN, format_named
+from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.scopes import nodes
@@ -113,7 +113,7 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
     if constant_tensor(operands[0]) is None:
         return
     try:
-        kind = format_named(suffix)
+        kind = format_of(suffix)
     except UsageError:
         # A version of onnxq that knows more formats wrote it.
         return

@@ -29,7 +29,7 @@ from onnxq.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from onnxq.recipes import Recipe
     from onnxq.report import Report
-    from onnxq.report.findings import Frontier, LayerLosses
+    from onnxq.report.findings import LayerLosses, Tradeoff
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="The .onnx file to write.", show_default=False)
@@ -204,7 +204,7 @@ def _is_page(report_file: Path | None) -> bool:
     return report_file is not None and report_file.suffix.lower() in (".html", ".htm")
 
 
-def _findings(path: Path | None, report_file: Path | None) -> "tuple[LayerLosses, Frontier | None] | None":
+def _findings(path: Path | None, report_file: Path | None) -> "tuple[LayerLosses, Tradeoff | None] | None":
     if path is None:
         return None
     if not _is_page(report_file):
@@ -214,11 +214,11 @@ def _findings(path: Path | None, report_file: Path | None) -> "tuple[LayerLosses
     return read_findings(path)
 
 
-def _write_report(report: "Report", path: Path, found: "tuple[LayerLosses, Frontier | None] | None") -> None:
-    losses, frontier = found or (None, None)
+def _write_report(report: "Report", path: Path, found: "tuple[LayerLosses, Tradeoff | None] | None") -> None:
+    losses, tradeoff = found or (None, None)
     try:
         if _is_page(path):
-            report.write_html(path, losses=losses, frontier=frontier)
+            report.write_html(path, losses=losses, tradeoff=tradeoff)
         else:
             report.write(path)
     except OSError as error:

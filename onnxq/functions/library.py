@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -12,13 +12,22 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
-from onnxq.functions import bodies
+from onnxq.functions import bodies, rounding
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
 _CALLERS = ("Linear", "MatMul", "Dequantize")
+
+# Functions that round activations, none of which calls another.
+_ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
+    "QuantizeDequantize": rounding.quantize_dequantize,
+    "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
+    "RowScale": rounding.row_scale,
+    "RowRange": rounding.row_range,
+}
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -44,7 +53,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def format_named(suffix: str) -> Format:
+def format_of(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -54,7 +63,7 @@ def format_named(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul|Linear)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, asymmetric = match.groups()
@@ -63,7 +72,11 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         made = bodies.scale_from_codes(domain, values)
         return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
-    kind = format_named(suffix)
+    kind = format_of(suffix)
+    if family in _ROUNDING:
+        name = f"{family}{asymmetric or ''}"
+        rounding = _ROUNDING[name]
+        return (_named(rounding(domain, kind), {name: operator}, _text(rounding, F=suffix)),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",

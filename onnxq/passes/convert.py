@@ -1,20 +1,25 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
+from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan
 from onnxq.passes.calibrate import needy, statistics_for
 from onnxq.passes.finish import finish, fuse_products
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
+from onnxq.passes.round_activations import round_activations
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
-from onnxq.passes.target import Target
+from onnxq.passes.standard_activations import use_standard_pairs
+from onnxq.passes.step import Change, Context
+from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -73,16 +78,26 @@ class Converted:
     """A model in its new form.
 
     Attributes:
-        model: Its graph is the quantized one, and its weights lie in the sink; unchanged where `results` is empty.
+        model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
         plan: What was decided about each weight.
+        changes: What the steps did before the weights were quantized.
+        activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
     """
 
     model: Model
     plan: Plan
+    changes: tuple[Change, ...]
+    activations: ActivationPlan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
+
+    @property
+    def is_changed(self) -> bool:
+        """The model is not the one that came in."""
+        quantized = self.activations.sites or any(each.skipped is None for each in self.results)
+        return bool(quantized) or any(each.done for each in self.changes)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder: Recorder | None = None) -> Converted:
@@ -100,8 +115,13 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     """
     asked.check()
     during = (recorder or Recorder()).during
-    with during("prepare"):
-        model = prepare(model, asked.recipe, asked.calibration, folder)
+    stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
+    context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
+    with during("rewrite the float model"):
+        model, changes = prepare(model, context)
+    with during("round activations"):
+        rounded = round_activations(model, context, asked.statistics)
+    model, activations = rounded.model, rounded.plan
     with during("plan"):
         plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
     statistics, solutions = None, None
@@ -121,12 +141,13 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         with during("calibrate"):
             statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()
-    if statistics is not None:
-        calibrated = (_sampled(statistics.samples, synthetic=statistics.synthetic),)
+    if solutions is None and (seen := statistics or rounded.ranges) is not None:
+        calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
     elif asked.calibration is not None:
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
-    if not plan.quantized:
-        return Converted(model, plan, (), calibrated)
+    plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
+    if not plan.quantized and not activations.sites and not any(each.done for each in changes):
+        return Converted(model, plan, changes, activations, (), calibrated)
     with during("solve and pack weights" if solutions is None else "pack weights"):
         results = quantize_weights(
             model.ir,
@@ -142,8 +163,16 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         )
     with during("fuse products, add functions"):
         fuse_products(model.ir)
+        if activations.sites and plan.target == "standard":
+            use_standard_pairs(model.ir)
+            finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
         finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, tuple(results), calibrated)
+    return Converted(model, plan, changes, activations, tuple(results), calibrated)
+
+
+def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
+    """A decision with the bytes that its weight took before any step."""
+    return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
 
 
 def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:

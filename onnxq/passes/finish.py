@@ -101,7 +101,8 @@ def finish(model: ir.Model, opset: int, ir_version: int) -> None:
         model.graph.opset_imports[DOMAIN] = VERSION
         # A weight can end under a function where the plan saw a DequantizeLinear (int8 scales that are not exact).
         model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
-    # Before the functions that call them, as onnx.reference wants it.
-    theirs = dict(model.functions)
+    # Before the functions that call them, as onnx.reference wants it. Those of onnxq that came with the model may be of
+    # another opset.
+    theirs = {identifier: each for identifier, each in model.functions.items() if each.domain != DOMAIN}
     model.functions.clear()
     model.functions.update({each.identifier(): each for each in functions(called, opset_of(model))} | theirs)

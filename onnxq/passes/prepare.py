@@ -1,37 +1,34 @@
-"""Rewrites of the float model before its weights are quantized."""
+"""`prepare`: the steps of a recipe, one after the other, on the float model."""
 
-import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from onnxq.model.load import Model, load
-from onnxq.model.save import Staging, stage
-from onnxq.recipes import Recipe
-from onnxq.statistics.calibration import Calibration
+from onnxq.model.load import Model
+from onnxq.passes.equalize import equalize
+from onnxq.passes.step import Change, Context
 
-Edit = Callable[[Model, Staging], bool]
-"""Changes the graph of a model, appends the tensors it makes to the staging, and says whether anything changed."""
+Apply = Callable[[Model, Any, Context], tuple[Model, list[Change]]]
+"""(model, step of the recipe, what it has to go by) -> the model after it, and what was done or not."""
 
-
-def prepare(model: Model, _recipe: Recipe, _calibration: Calibration | None, _folder: Path) -> Model:
-    """The float model whose weights are quantized."""
-    return model
+APPLY: Mapping[str, Apply] = dict.fromkeys(("smooth", "aweq", "awq", "shift", "disassemble"), equalize)
+"""By the method of the step."""
 
 
-def rewritten(model: Model, edit: Edit, folder: Path) -> Model:
-    """A model after an edit: written to a folder and loaded from there, so that its weights take no memory.
+def prepare(model: Model, context: Context) -> tuple[Model, tuple[Change, ...]]:
+    """Carry out the steps of a recipe.
 
     Args:
         model: Its graph is changed.
-        edit: What is done to it.
-        folder: Keeps the files as long as the new model is used.
+        context: What the steps have to go by.
+
+    Returns:
+        The float model whose weights are quantized, and what each step did or left alone.
 
     Raises:
-        OutputError: The disk is full or failed.
+        UsageError, DataError, NonFiniteError, SessionError, OutputError: As `Context.statistics` and `rewritten`.
     """
-    place = Path(tempfile.mkdtemp(prefix="prepared-", dir=folder))
-    with stage(place / "model.onnx") as staging:
-        if not edit(model, staging):
-            return model
-        written = staging.commit(model)
-    return load(written)
+    changes: list[Change] = []
+    for step in context.recipe.equalize:
+        model, made = APPLY[step.method](model, step, context)
+        changes += made
+    return model, tuple(changes)

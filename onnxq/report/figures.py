@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from onnxq.formats import get_format
 from onnxq.methods.histogram import BINS, span
 from onnxq.report.chart import Axis, Chart, Dot, Tick, from_top, steps
-from onnxq.report.findings import Candidate, Frontier, LayerLosses
+from onnxq.report.findings import Candidate, LayerLosses, Tradeoff
 from onnxq.report.report import Entry, Report
 from onnxq.report.text import shorten
 
@@ -123,9 +123,9 @@ def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
     return Chart(about, dots, from_top(axis.ticks), series=ways, x_label="weights in graph order")
 
 
-def frontier_chart(frontier: Frontier) -> Chart | None:
+def tradeoff_chart(tradeoff: Tradeoff) -> Chart | None:
     """Bits of an element against loss; a line joins the candidates that no other beats."""
-    known = sorted((each for each in frontier.candidates if math.isfinite(each.loss)), key=lambda each: each.bits)
+    known = sorted((each for each in tradeoff.candidates if math.isfinite(each.loss)), key=lambda each: each.bits)
     if not known:
         return None
     x, y = Axis.over(each.bits for each in known), _loss_axis([each.loss for each in known])
@@ -136,7 +136,7 @@ def frontier_chart(frontier: Frontier) -> Chart | None:
         return Dot(*place, series=list(_KINDS).index(each.kind), title=title, label=each.label)
 
     return Chart(
-        about=f"{frontier.metric}, against bits, of {len(known)} ways to give each weight a format.",
+        about=f"{tradeoff.metric}, against bits, of {len(known)} ways to give each weight a format.",
         # The one that was taken lies above the others.
         dots=tuple(sorted(map(dot, known), key=lambda each: each.series)),
         y_ticks=from_top(y.ticks),

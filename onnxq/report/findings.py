@@ -47,7 +47,7 @@ class Candidate:
 
     Attributes:
         bits: That an element of the weights takes on average, with scales and zero points.
-        loss: In the metric of the `Frontier`; smaller is better.
+        loss: In the metric of the `Tradeoff`; smaller is better.
         label: Its name, where it has one.
         kind: `frontier`: no other is better in both; `tried`: another one that was looked at, such as one format for
             all; `chosen`: what was taken.
@@ -60,7 +60,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Frontier:
+class Tradeoff:
     """Size against loss.
 
     Attributes:
@@ -72,7 +72,7 @@ class Frontier:
     candidates: tuple[Candidate, ...]
 
 
-def read_findings(path: str | Path) -> tuple[LayerLosses, Frontier | None]:
+def read_findings(path: str | Path) -> tuple[LayerLosses, Tradeoff | None]:
     """Take what `onnxq sensitivity --json` or `onnxq allocate --json` printed into a file.
 
     Returns:
@@ -105,7 +105,7 @@ def read_findings(path: str | Path) -> tuple[LayerLosses, Frontier | None]:
     for each in found.tried:
         taken = found.best is not None and each.name == found.best.name
         candidates.append(Candidate(each.bits, each.predicted, each.name, "chosen" if taken else "tried"))
-    return losses, Frontier(f"{_PREDICTED}, predicted from each weight alone", tuple(candidates))
+    return losses, Tradeoff(f"{_PREDICTED}, predicted from each weight alone", tuple(candidates))
 
 
 class _Effect(BaseModel):

@@ -3,12 +3,13 @@
 import hashlib
 from base64 import b64encode
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 
 from onnxq.report import figures
-from onnxq.report.findings import Frontier, LayerLosses
+from onnxq.report.findings import LayerLosses, Tradeoff
 from onnxq.report.report import Entry, Report
 from onnxq.report.terminal import bits_each
 from onnxq.report.text import op_text, seconds_text, shape_text, size_text
@@ -17,13 +18,13 @@ from onnxq.report.text import op_text, seconds_text, shape_text, size_text
 _OUTLINES = 6
 
 
-def render(report: Report, *, losses: LayerLosses | None = None, frontier: Frontier | None = None) -> str:
+def render(report: Report, *, losses: LayerLosses | None = None, tradeoff: Tradeoff | None = None) -> str:
     """The page.
 
     Args:
         report: Of a conversion, or a plan.
         losses: What the model loses by each weight alone, where that was measured.
-        frontier: Bits and losses of other allocations, where they were searched.
+        tradeoff: Bits and losses of other allocations, where they were searched.
     """
     import jinja2
 
@@ -63,8 +64,13 @@ def render(report: Report, *, losses: LayerLosses | None = None, frontier: Front
         outlines=figures.outlines(report, _OUTLINES),
         losses=losses,
         losses_chart=losses and figures.losses_chart(report, losses),
-        frontier=frontier,
-        frontier_chart=frontier and figures.frontier_chart(frontier),
+        tradeoff=tradeoff,
+        tradeoff_chart=tradeoff and figures.tradeoff_chart(tradeoff),
+        steps={
+            step: _grouped((str(each.done or each.reason), each.place) for each in report.changes if each.step == step)
+            for step in dict.fromkeys(each.step for each in report.changes)
+        },
+        activations=_grouped((str(each.spec or each.reason), each.tensor) for each in report.activations),
         skipped=dict(sorted(skipped.items(), key=lambda item: -len(item[1]))),
         longest_pass=max((each.seconds for each in report.passes), default=0.0) or 1.0,
         style=style,
@@ -72,6 +78,14 @@ def render(report: Report, *, losses: LayerLosses | None = None, frontier: Front
         # Names in a model are untrusted: nothing but this script may run, and nothing may be loaded.
         script_hash=b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by what is said about them."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for text, name in pairs:
+        found[text].append(name)
+    return dict(found)
 
 
 def _title(report: Report) -> str:

@@ -1,4 +1,4 @@
-"""`Report`: what a conversion did to each weight, and why it left others alone."""
+"""`Report`: what a conversion did to each weight and activation, and why it left others alone."""
 
 import json
 import os
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onnxq.passes.record import PassRecord
+from onnxq.passes.step import Change
 
 if TYPE_CHECKING:
-    from onnxq.report.findings import Frontier, LayerLosses
+    from onnxq.report.findings import LayerLosses, Tradeoff
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,27 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """One value that is multiplied with weights, or that an integer convolution puts out.
+
+    Attributes:
+        tensor: Its name.
+        op: Type of the first operator that reads it.
+        readers: Names of the nodes that this is about; where others read the same value otherwise, it stands twice.
+        format: What it is rounded to; None where it stays float.
+        spec: How, in words; None where it stays float.
+        reason: Why it stays float; None where it is rounded.
+    """
+
+    tensor: str
+    op: str
+    readers: tuple[str, ...]
+    format: str | None = None
+    spec: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """A conversion, or with `output` None the plan of one.
 
@@ -60,6 +82,8 @@ class Report:
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
         notes: What the user should know before relying on the output.
+        changes: What the steps of the recipe did to the float model before its weights were quantized.
+        activations: What becomes of each activation; empty where no rule of the recipe is about them.
         version: Of onnxq.
         passes: What the time went to, in order.
         recipe_text: The recipe, as YAML.
@@ -76,6 +100,8 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
     version: str = ""
+    changes: tuple[Change, ...] = ()
+    activations: tuple[Activation, ...] = ()
     passes: tuple[PassRecord, ...] = ()
     recipe_text: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -109,18 +135,18 @@ class Report:
         _write(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
 
     def write_html(
-        self, path: str | Path, *, losses: "LayerLosses | None" = None, frontier: "Frontier | None" = None
+        self, path: str | Path, *, losses: "LayerLosses | None" = None, tradeoff: "Tradeoff | None" = None
     ) -> None:
         """Write the report as one HTML page that opens from the disk; the file appears complete or not at all.
 
         Args:
             path: The file; one that stands there is replaced.
             losses: What the model loses by each weight alone, where that was measured.
-            frontier: Bits and losses of other allocations, where they were searched.
+            tradeoff: Bits and losses of other allocations, where they were searched.
         """
         from onnxq.report.html import render
 
-        _write(Path(path), render(self, losses=losses, frontier=frontier))
+        _write(Path(path), render(self, losses=losses, tradeoff=tradeoff))
 
 
 def _write(path: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from onnxq.analysis.stored import find_stored, is_part
 from onnxq.api import quantize_proto
 from onnxq.model.load import from_proto
 from onnxq.model.sites import find_weights
-from onnxq.recipes import load_recipe, preset_names
+from onnxq.recipes import load_recipe
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 21]>
@@ -19,7 +19,7 @@ model (float[b, 64] x, float[b, 8, 8, 8] image) => (float[b, 32] y, float[b, 4, 
   z = Conv(image, conv)
 }
 """
-ROUNDED = [name for name in preset_names() if not name.endswith(("-gptq", "-best")) and name != "none"]
+ROUNDED = ("fp4", "fp6", "fp6-e3m2", "int2", "int3", "int4", "int8", "mxfp4", "mxfp6", "nvfp4")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 from onnxq.api import quantize_proto
-from onnxq.recipes import parse_recipe, preset_names
+from onnxq.recipes import parse_recipe
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -20,7 +20,7 @@ model (float[batch, 64] x, float[batch, 3, 8, 8] image) => (float[batch, 32] y, 
 }
 """
 CODE_LM = Path(__file__).parents[2] / "samples" / "code_lm" / "model.onnx"
-ROUNDED = [name for name in preset_names() if not name.endswith(("-gptq", "-best")) and name != "none"]
+ROUNDED = ("fp4", "fp6", "fp6-e3m2", "int2", "int3", "int4", "int8", "mxfp4", "mxfp6", "nvfp4")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from onnxq.report.findings import Candidate, Frontier, LayerLoss, LayerLosses
+from onnxq.report.findings import Candidate, LayerLoss, LayerLosses, Tradeoff
 from onnxq.report.html import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -51,7 +51,7 @@ def page(made_report) -> str:
     report = made_report(40)
     losses = tuple(LayerLoss(each.weight, "int4", 1.0 - abs(at - 18) / 40) for at, each in enumerate(report.entries))
     candidates = tuple(Candidate(at + 1.0, 1.0 / (at + 1), "mine" if at == 3 else "") for at in range(8))
-    return render(report, losses=LayerLosses("loss", losses), frontier=Frontier("loss", candidates))
+    return render(report, losses=LayerLosses("loss", losses), tradeoff=Tradeoff("loss", candidates))
 
 
 def probed(folder: Path, page: str, option: str, *, width: int) -> dict:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from onnxq.errors import DataError
-from onnxq.report import Entry
-from onnxq.report.findings import Candidate, Frontier, LayerLoss, LayerLosses, read_findings
+from onnxq.passes.step import Change
+from onnxq.report import Activation, Entry
+from onnxq.report.findings import Candidate, LayerLoss, LayerLosses, Tradeoff, read_findings
 from onnxq.report.html import render
 
 EVIL = "<script>alert(1)</script>\"'&{{ 7 * 7 }}"
@@ -100,7 +101,7 @@ def test_names_from_a_model_are_text(made_report):
         recipe_text=EVIL,
         entries=(Entry(EVIL, EVIL, (EVIL,), (1,), 4, 4, reason=EVIL),),
     )
-    text = render(report, frontier=Frontier(EVIL, (Candidate(1, 1.0, EVIL),)))
+    text = render(report, tradeoff=Tradeoff(EVIL, (Candidate(1, 1.0, EVIL),)))
     assert "<script>alert" not in text
     assert text.count("<script>") == 1
     assert Page(text).text.count(EVIL) >= 6
@@ -120,6 +121,23 @@ def test_nothing_lost_is_called_exact(made_report):
     assert "inf" not in text
 
 
+def test_steps_and_activations_are_listed_by_what_became_of_them(made_report):
+    changes = (
+        Change("smooth", "x", done="scaled 64 channels"),
+        Change("smooth", "h", reason="<no> producer"),
+        Change("smooth", "y", done="scaled 64 channels"),
+    )
+    activations = (
+        Activation("x", "MatMul", ("n",), "int8", "int8, per tensor"),
+        Activation("h", "Add", ("m",), reason="off"),
+    )
+    page = Page(render(made_report(2, changes=changes, activations=activations)))
+    assert {"Rewritten before", "Activations"} <= set(page.headings)
+    words = " ".join(page.text.split())
+    assert "smooth 2 scaled 64 channels x y 1 <no> producer h" in words.replace("xy", "x y")
+    assert "1 int8, per tensor x 1 off h" in words
+
+
 def test_losses_and_frontier_are_shown_where_they_are_given(made_report):
     report = made_report(4)
     names = [each.weight for each in report.entries]
@@ -130,7 +148,7 @@ def test_losses_and_frontier_are_shown_where_they_are_given(made_report):
         Candidate(4.4, 0.2, "mine", "chosen"),
         Candidate(8, 1, "int8", "tried"),
     )
-    page = Page(render(report, losses=losses, frontier=Frontier("nll", candidates)))
+    page = Page(render(report, losses=losses, tradeoff=Tradeoff("nll", candidates)))
     assert {"Sensitivity", "Size against loss"} <= set(page.headings)
     assert "loss, nats" in page.text
     assert "mine: 4.40 bits, loss 0.2" in page.text
@@ -139,7 +157,7 @@ def test_losses_and_frontier_are_shown_where_they_are_given(made_report):
 
 def test_findings_of_other_weights_leave_the_section_out(made_report):
     losses = LayerLosses("loss", (LayerLoss("of another model", "int4", 1.0),))
-    page = Page(render(made_report(3), losses=losses, frontier=Frontier("loss", ())))
+    page = Page(render(made_report(3), losses=losses, tradeoff=Tradeoff("loss", ())))
     assert not {"Sensitivity", "Size against loss"} & set(page.headings)
 
 
@@ -147,14 +165,14 @@ def test_findings_are_read_from_what_the_commands_print(tmp_path: Path):
     effect = {"weight": "w", "recipe": "int4", "format": "uint4", "kl": 0.5, "loss_change": None}
     path = tmp_path / "found.json"
     path.write_text(json.dumps({"model": "m.onnx", "effects": [effect, effect | {"weight": "v", "kl": None}]}))
-    losses, frontier = read_findings(path)
-    assert (losses.losses, frontier) == ((LayerLoss("w", "int4", 0.5),), None)
+    losses, tradeoff = read_findings(path)
+    assert (losses.losses, tradeoff) == ((LayerLoss("w", "int4", 0.5),), None)
     tried = [{"name": name, "bits": bits, "predicted": 0.1, "measured": 0.2} for name, bits in (("a", 4), ("b", 5))]
     found = {"effects": [effect], "frontier": [[3.0, 1.0], [6.0, 0.1]], "best": tried[1], "tried": tried}
     path.write_text(json.dumps(found))
-    _, frontier = read_findings(path)
-    assert frontier is not None
-    assert [(each.bits, each.kind) for each in frontier.candidates] == [
+    _, tradeoff = read_findings(path)
+    assert tradeoff is not None
+    assert [(each.bits, each.kind) for each in tradeoff.candidates] == [
         (3.0, "frontier"),
         (6.0, "frontier"),
         (4.0, "tried"),
