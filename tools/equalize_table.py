@@ -5,9 +5,9 @@
     python tools/equalize_table.py --schemes w8a8        # one of the schemes
 
 `samples/code_lm/outliers.py` makes two models that compute what `samples/code_lm/model.onnx` computes: one with
-channels that are many times as large as the others, one with spikes at the first token of two layers. Each is quantized
-with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`. A share is (nll without steps - nll) / (nll
-without steps - nll of the float model): 100 % is the float model, and below zero a step hurts.
+channels that are many times as large as the others, one with spikes at the first token of two layers. Each is
+quantized with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`. A share is (nll without
+steps - nll) / (nll without steps - nll of the float model): 100 % is the float model, and below zero a step hurts.
 """
 
 import argparse

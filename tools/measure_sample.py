@@ -145,7 +145,8 @@ def calibration_for(preset: str, data: Path, cache: Path | None = None) -> onnxq
     methods = {rule.weight.method for rule in recipe.rules if rule.weight}
     static = any(rule.activation and not rule.activation.is_dynamic for rule in recipe.rules)
     needs = static or recipe.equalize or any(SOLVERS[method].hessian == "needs" for method in methods)
-    return onnxq.Calibration(data, cache=cache) if needs else None
+    # A cache is of one model, and this preset may have one of its own.
+    return onnxq.Calibration(data, cache=None if static or recipe.equalize else cache) if needs else None
 
 
 def _rounds(preset: str) -> bool:
@@ -154,22 +155,13 @@ def _rounds(preset: str) -> bool:
 
 
 def decode(original: onnx.ModelProto, emitted: onnx.ModelProto) -> onnx.ModelProto:
-    """The original model with the constants that a model of `--target standard` means, by ONNX's reference."""
+    """A model with the weights that one of `--target standard` means, by ONNX's reference."""
     made = onnx.ModelProto()
     made.CopyFrom(original)
     ours = {node.name: node for node in made.graph.node}
-    known = {each.name for each in original.graph.initializer}
-    new = {each.name: each for each in emitted.graph.initializer if each.name not in known}
     for node in emitted.graph.node:
         reader = ours.get(node.name)
-        if reader is None:
-            continue
-        for at, name in enumerate(node.input if node.op_type == reader.op_type else ()):
-            # What a step of the recipe scaled.
-            if name in new:
-                made.graph.initializer.append(new[name])
-                reader.input[at] = name
-        if not reader.op_type.startswith("MatMul"):
+        if reader is None or not reader.op_type.startswith("MatMul"):
             continue
         if (weight := _weight(emitted, node)) is not None:
             tensor = numpy_helper.from_array(weight, f"decoded_{node.name}")

@@ -1,6 +1,7 @@
 """What the user asks for: `Recipe`, `Step`, `Rule` and what they hold, from YAML or a preset's name."""
 
 from onnxq.recipes.activation import ActivationSpec, is_roundable
+from onnxq.recipes.cache import CachePart, CacheSpec
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
@@ -14,6 +15,8 @@ __all__ = [
     "Disassemble",
     "Shift",
     "ActivationSpec",
+    "CachePart",
+    "CacheSpec",
     "Granularity",
     "Match",
     "NonFinitePolicy",
