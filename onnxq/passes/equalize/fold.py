@@ -120,7 +120,7 @@ class Folding:
         stored = array.astype(weight.tensor.dtype.numpy())
         exact = weight.dtype == weight.tensor.dtype or np.array_equal(stored.astype(np.float32), array)
         dtype = weight.tensor.dtype if exact else weight.dtype
-        tensor = staging.append(weight.tensor.name or "", dtype, dims, [stored if exact else array])
+        tensor = staging.append(weight.tensor.name or "", dtype, dims, [array.astype(dtype.numpy())])
         _replace_constant(weight.source, tensor)
 
 
