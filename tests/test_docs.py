@@ -16,6 +16,7 @@ from onnxq import errors
 from onnxq.cli.app import run
 from onnxq.errors import RecipeError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
+from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import Match, QuantSpec, Recipe, Rule, load_recipe, parse_recipe, preset_names
@@ -178,10 +179,13 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
         for family in ("Dequantize", "MatMul"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
+                if family == "MatMul" and kind.name in TILED_FORMATS:
+                    wanted[f"MatMul{operator_suffix(kind)}Tiled{ending}"] = f"MatMul<F>Tiled{ending}"
     seen = set()
     for function in functions(wanted, opset=20):
         assert function.domain == DOMAIN
-        family = "Unpack<b>" if function.name.startswith("Unpack") else wanted[function.name]
+        callees = {"Unpack": "Unpack<b>", "Untile": "Untile<F>"}
+        family = callees.get(function.name[:6]) or wanted[function.name]
         seen.add(family)
         inputs, attributes = rows[family]
         assert [value.name for value in function.inputs] == inputs, function.name

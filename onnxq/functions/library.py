@@ -11,7 +11,8 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
-from onnxq.functions import bodies
+from onnxq.formats.tiled import TILED_FORMATS
+from onnxq.functions import bodies, tiled
 
 DOMAIN = "onnxq"
 VERSION = 1
@@ -31,7 +32,8 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     """The functions of some operators, each behind those that it calls, as onnx.reference wants them.
 
     Args:
-        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `ScaleE8M0`.
+        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `MatMulINT4Tiled`,
+            `ScaleE8M0`.
         opset: The version of the standard operators that the model imports, 13 or later.
     """
     protos = {proto.name: proto for operator in operators for proto in _with_callees(operator)}
@@ -53,15 +55,22 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
-    family, suffix, asymmetric = match.groups()
+    family, suffix, in_tiles, asymmetric = match.groups()
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
     kind = _format_of(suffix)
+    if in_tiles:
+        if kind.name not in TILED_FORMATS:
+            raise ValueError(operator)
+        untiling = tiled.untile(domain, kind)
+        product = (tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled)(domain, kind, untiling)
+        renamed = {untiling.name: f"Untile{suffix}", product.name: operator}
+        return tuple(_renamed(each, renamed) for each in (untiling, product))
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
