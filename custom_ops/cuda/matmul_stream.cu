@@ -10,7 +10,8 @@
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
-//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
+//            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
+//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
@@ -18,7 +19,8 @@ constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
 constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
-constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * S_PITCH + 1023) / 1024 * 1024;
+constexpr int Z_BYTES = GROUP && ZERO ? WK / BOXES * SUB * ROWS : 0, Z_PITCH = (Z_BYTES + 127) / 128 * 128;
+constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * (S_PITCH + Z_PITCH) + 1023) / 1024 * 1024;
 // Tensor-core products on one accumulator wait for each other: with few accumulators, even and odd steps have their own.
 constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
@@ -41,8 +43,9 @@ extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1))
 __cluster_dims__(SPLIT, 1, 1)
 #endif
 matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
-              const __grid_constant__ TensorMap scales, const u8* __restrict__ w, const Scale* __restrict__ scale, const Value* __restrict__ bias,
-              Value* __restrict__ y, int M, int N, int K) {
+              const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap zeros, const u8* __restrict__ w,
+              const Scale* __restrict__ scale, const u8* __restrict__ zero, const Value* __restrict__ bias, Result* __restrict__ y, int M,
+              int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* empty = full + STAGES;
@@ -73,18 +76,21 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       const int unit0 = (first + i) * WK;
 #if BULK
       const u32 bytes = min(WK, units - unit0) * UNIT;
-      if (lane == 0) barrier_expect(bar, box * WK * 256 + strips * bytes + BOXES * S_BYTES);
+      if (lane == 0) barrier_expect(bar, box * WK * 256 + strips * bytes + BOXES * (S_BYTES + Z_BYTES));
       __syncwarp();
       if (lane < strips)
         bulk_copy(stage + lane * WK * UNIT, w + (static_cast<size_t>(strip0 + lane) * units + unit0) * UNIT, bytes, bar, once);
 #else
       if (lane == 0) {
-        barrier_expect(bar, box * WK * 256 + W_BYTES + BOXES * S_BYTES);
+        barrier_expect(bar, box * WK * 256 + W_BYTES + BOXES * (S_BYTES + Z_BYTES));
         copy_box(stage, &weights, 0, unit0, strip0, bar, once);
       }
 #endif
-      if (GROUP && lane < BOXES)
-        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, (unit0 + lane) * SUB / SHARE, bar);
+      if (GROUP && lane < BOXES) {
+        const int group = (unit0 + lane) * SUB / SHARE;
+        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, group, bar);
+        if (ZERO) copy_box(stage + W_BYTES + BOXES * S_PITCH + lane * Z_PITCH, &zeros, strip0 * 16, group, bar);
+      }
     };
     auto activations = [&](int i) {
       if (lane == 0) copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, full + i % STAGES);
@@ -104,6 +110,13 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
     const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
+    Minus minus[RW];
+#pragma unroll
+    for (int r = 0; r < RW; r++) {
+      const int row = (wr * RW + r) * 16 + lane / 4;
+      const bool own = ZERO && !GROUP && row < strips * 16;
+      minus[r] = minus_of(own ? zero[strip0 * 16 + row] : 0, own ? zero[strip0 * 16 + row + 8] : 0);
+    }
     for (int i = 0; i < count; i++) {
       const u8* stage = ring + i % STAGES * STAGE;
       barrier_wait(full + i % STAGES, (i / STAGES) & 1);
@@ -128,6 +141,14 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         u32 b[NT > 1 ? NT * 2 : 4];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
+#if GROUP && ZERO
+          if (j % (8 / SUB) == 0) {
+            const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
+                           ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
+#pragma unroll
+            for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
+          }
+#endif
           if (NT == 1) {
             if (j % 2 == 0) ldmatrix(b, line[j >> 2] + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
           } else {
@@ -137,7 +158,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #pragma unroll
           for (int r = 0; r < RW; r++) {
             u32 a[4];
-            decode(raw[r], j, a);
+            decode(raw[r], j, a, minus[r]);
 #pragma unroll
             for (int n = 0; n < NT; n++) {
               const int o = NT == 1 ? j % 2 * 2 : n * 2;

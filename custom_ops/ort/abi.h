@@ -19,6 +19,7 @@ struct OrtShapeInferContext;
 struct OrtOpAttr;
 struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
+struct OrtMemoryInfo;
 struct OrtCustomOp;
 
 using OrtApi = void* const*;
@@ -28,8 +29,10 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-// The lowest version that has all functions below; onnxruntime 1.17 was the first with it.
-constexpr uint32_t kApiVersion = 17;
+// The lowest version that has all functions below; onnxruntime 1.18 was the first with it.
+constexpr uint32_t kApiVersion = 18;
+// Up to which OrtCustomOp is declared here.
+constexpr uint32_t kOperatorVersion = 17;
 
 enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
@@ -80,6 +83,7 @@ enum Slot : size_t {
   kGetDimensions = 62,
   kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
+  kMemoryInfoGetId = 72,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
@@ -87,6 +91,8 @@ enum Slot : size_t {
   kReleaseTensorTypeAndShapeInfo = 99,
   kAddSessionConfigEntry = 130,
   kKernelInfoGetAttributeArrayInt64 = 163,
+  kKernelContextGetGpuComputeStream = 193,
+  kGetTensorMemoryInfo = 194,
   kHasSessionConfigEntry = 237,
   kKernelInfoGetNodeName = 244,
   kKernelInfoGetConstantInputTensor = 249,
@@ -96,6 +102,7 @@ enum Slot : size_t {
   kSetSymbolicDimensions = 271,
   kReadOpAttr = 272,
   kKernelContextParallelFor = 274,
+  kKernelContextGetScratchBuffer = 277,
 };
 
 }  // namespace onnxq

@@ -45,8 +45,8 @@ def session(
             `MatMul` into `MatMulNBits`) compute: 4 rounds activations to int8 and is onnxruntime's default, 1 is
             float32, 2 float16, 3 bfloat16, 0 whatever the kernel has for the input (float32 on the CPU).
         options: session options to start from; they are changed in place.
-        native: run onnxq's operators in its own kernels where the CPU is the first provider and the library is there;
-            else the functions in the model run.
+        native: run onnxq's operators in its own kernels where the CPU or CUDA is the first provider and the kernels are
+            there (`onnxq doctor`); else the functions in the model run.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -64,8 +64,8 @@ def session(
         if accuracy_level not in range(5):
             raise UsageError(f"accuracy_level is {accuracy_level}; valid: 0, 1, 2, 3, 4")
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    if native and chosen[0] == CPU:
-        register(options)
+    if native and chosen[0] in (CPU, CUDA):
+        register(options, cuda=chosen[0] == CUDA)
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
     try:
         opened = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
