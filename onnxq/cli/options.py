@@ -24,9 +24,10 @@ TargetName = Annotated[
     typer.Option(
         "--target",
         "-t",
-        metavar="ort|standard|ort-int8",
+        metavar="ort|standard|ort-int8|ort-cuda",
         help="ort: runs in onnxruntime as it is. standard: the tensor types of ONNX 1.23, for interchange. "
-        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel.",
+        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel. ort-cuda: weights "
+        "as onnxq's GPU kernels read them.",
     ),
 ]
 Include = Annotated[

@@ -8,7 +8,7 @@ from onnx.helper import VERSION_TABLE
 from onnxq.errors import UsageError, nearest
 from onnxq.formats import Format, ScaleType
 
-Target = Literal["ort", "standard", "ort-int8"]
+Target = Literal["ort", "standard", "ort-int8", "ort-cuda"]
 
 # What onnxruntime 1.31 loads at most; an output stays lower where its tensor types allow.
 ORT_OPSET, ORT_IR_VERSION = 26, 13
