@@ -22,6 +22,10 @@ struct TiledKernel : Kernel {
 int64_t K(const Kernel& kernel) { return kernel.shape.dims[0]; }
 int64_t N(const Kernel& kernel) { return kernel.shape.dims[1]; }
 
+OrtStatus* failure(const TiledKernel& kernel, const char* message) {
+  return kernel.api.error(ErrorCode::kFail, "onnxq %s (node '%s'): %s", kernel.op->name, kernel.node, message);
+}
+
 OrtStatus* check(const TiledKernel& kernel, const char* what, const OrtValue* value, const Shape& wanted,
                  ElementType* type) {
   Shape shape;
@@ -111,8 +115,7 @@ OrtStatus* compile(TiledKernel* kernel, int32_t device) {
                         kernel->weight.K,
                         kernel->weight.N};
   char message[320] = "";
-  if (compiler(&request, &kernel->kernels, message, sizeof message) == 0) return nullptr;
-  return kernel->api.error(ErrorCode::kFail, "onnxq %s (node '%s'): %s", op.name, kernel->node, message);
+  return compiler(&request, &kernel->kernels, message, sizeof message) ? failure(*kernel, message) : nullptr;
 }
 
 OrtStatus* read_weight(const TiledKernel& kernel, const OrtKernelContext* context, gpu::Weight* weight) {
@@ -137,29 +140,39 @@ OrtStatus* multiply(const TiledKernel& kernel, const gpu::Weight& weight, const 
   char message[320] = "";
   const gpu::Kernel* chosen = kernel.kernels.for_rows(rows.M);
   if (!chosen) return kernel.invalid("there is no kernel for %lld rows of x", static_cast<long long>(rows.M));
-  if (gpu::multiply(*chosen, weight, rows, message, sizeof message)) return nullptr;
-  return kernel.api.error(ErrorCode::kFail, "onnxq %s (node '%s'): %s", kernel.op->name, kernel.node, message);
+  return gpu::multiply(*chosen, weight, rows, message, sizeof message) ? nullptr : failure(kernel, message);
 }
 
-// float32 activations are not rounded: they become three times as many rows of bfloat16, whose results are added up.
+// The sums of three times as many rows of bfloat16 are added up; `pieces` has room for the rows, `sums` for the sums.
+OrtStatus* multiply_pieces(const TiledKernel& kernel, const gpu::Weight& weight, const gpu::Rows& rows, void* pieces,
+                           void* sums) {
+  char message[320] = "";
+  if (!gpu::split_float32(kernel.kernels, rows.x, pieces, rows.M * weight.K, rows.stream, message, sizeof message)) {
+    return failure(kernel, message);
+  }
+  gpu::Rows wide = rows;
+  wide.x = pieces;
+  wide.y = sums;
+  wide.M = kPieces * rows.M;
+  ONNXQ_RETURN_IF_ERROR(multiply(kernel, weight, wide));
+  const int64_t results = rows.M * weight.N;
+  const bool done = gpu::sum_pieces(kernel.kernels, sums, rows.y, results, rows.stream, message, sizeof message);
+  return done ? nullptr : failure(kernel, message);
+}
+
+// float32 activations are not rounded: they become three times as many rows of bfloat16.
 OrtStatus* multiply_float32(const TiledKernel& kernel, const gpu::Weight& weight, const gpu::Rows& rows,
                             const OrtKernelContext* context, const OrtValue* x) {
-  const int64_t numbers = rows.M * weight.K, results = rows.M * weight.N;
-  void *pieces = nullptr, *sums = nullptr;
-  char message[320] = "";
-  ONNXQ_RETURN_IF_ERROR(kernel.api.scratch(context, x, static_cast<size_t>(kPieces * numbers) * 2, &pieces));
-  ONNXQ_RETURN_IF_ERROR(kernel.api.scratch(context, x, static_cast<size_t>(kPieces * results) * 4, &sums));
-  bool done = gpu::split_float32(kernel.kernels, rows.x, pieces, numbers, rows.stream, message, sizeof message);
-  if (done) {
-    gpu::Rows wide = rows;
-    wide.x = pieces;
-    wide.y = sums;
-    wide.M = kPieces * rows.M;
-    ONNXQ_RETURN_IF_ERROR(multiply(kernel, weight, wide));
-    done = gpu::sum_pieces(kernel.kernels, sums, rows.y, results, rows.stream, message, sizeof message);
-  }
-  if (done) return nullptr;
-  return kernel.api.error(ErrorCode::kFail, "onnxq %s (node '%s'): %s", kernel.op->name, kernel.node, message);
+  // K is a multiple of 128, so sums begin at a multiple of 256 bytes.
+  const size_t piece_bytes = static_cast<size_t>(kPieces * rows.M * weight.K) * sizeof(uint16_t);
+  const size_t sum_bytes = static_cast<size_t>(kPieces * rows.M * weight.N) * sizeof(float);
+  void* memory = nullptr;
+  ONNXQ_RETURN_IF_ERROR(kernel.api.scratch(context, x, piece_bytes + sum_bytes, &memory));
+  OrtStatus* status = multiply_pieces(kernel, weight, rows, memory, static_cast<char*>(memory) + piece_bytes);
+  OrtStatus* freed = kernel.api.free_scratch(context, x, memory);
+  if (!status) return freed;
+  kernel.api.ignore(freed);
+  return status;
 }
 
 }  // namespace

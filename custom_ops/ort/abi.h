@@ -20,6 +20,7 @@ struct OrtOpAttr;
 struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
 struct OrtMemoryInfo;
+struct OrtAllocator;
 struct OrtCustomOp;
 
 using OrtApi = void* const*;
@@ -84,18 +85,21 @@ enum Slot : size_t {
   kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
   kMemoryInfoGetId = 72,
+  kAllocatorFree = 76,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
   kAddSessionConfigEntry = 130,
+  kReleaseAllocator = 132,
   kKernelInfoGetAttributeArrayInt64 = 163,
   kKernelContextGetGpuComputeStream = 193,
   kGetTensorMemoryInfo = 194,
   kHasSessionConfigEntry = 237,
   kKernelInfoGetNodeName = 244,
   kKernelInfoGetConstantInputTensor = 249,
+  kKernelContextGetAllocator = 253,
   kShapeInferContextGetInputTypeShape = 268,
   kShapeInferContextGetAttribute = 269,
   kShapeInferContextSetOutputTypeShape = 270,

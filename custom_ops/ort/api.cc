@@ -135,6 +135,17 @@ OrtStatus* Api::scratch(const OrtKernelContext* context, const OrtValue* like, s
       kKernelContextGetScratchBuffer)(context, info, bytes, memory);
 }
 
+OrtStatus* Api::free_scratch(const OrtKernelContext* context, const OrtValue* like, void* memory) const {
+  const OrtMemoryInfo* info = nullptr;
+  ONNXQ_RETURN_IF_ERROR(memory_info(like, &info));
+  OrtAllocator* allocator = nullptr;
+  ONNXQ_RETURN_IF_ERROR((function<OrtStatus* (*)(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>(
+      kKernelContextGetAllocator)(context, info, &allocator)));
+  OrtStatus* status = function<OrtStatus* (*)(OrtAllocator*, void*)>(kAllocatorFree)(allocator, memory);
+  function<void (*)(OrtAllocator*)>(kReleaseAllocator)(allocator);
+  return status;
+}
+
 OrtStatus* Api::parallel_for(const OrtKernelContext* context, void (*task)(void*, size_t), size_t total,
                              void* user) const {
   // As many batches as tasks: a thread that is done takes the next one.

@@ -46,14 +46,17 @@ def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], .
     Every shape that the kernels take has a plan: that of the nearest shape. A format without lines of its own takes
     those of the other format of its width. Four-bit lines were measured with scales for groups of 128, six-bit ones
     with a scale a column. A six-bit weight with groups takes its large products from four-bit lines, whose
-    accumulators leave room for the sums of groups.
+    accumulators leave room for the sums of groups. float32 results are never made of weights that were rounded after
+    scaling (`fold`): then a configuration for fewer rows serves.
     """
     rows = sorted({line.M for line in measured()})
+    exact = [line for line in measured() if operand.dtype != "float32" or not getattr(line.configuration, "fold", 0)]
     made: list[tuple[int, Configuration]] = []
     for M, following in zip(rows, [*rows[1:], MAX_ROWS], strict=True):
         fours = operand.unit_bytes == 1024 or (operand.group > 0 and M > 32)
         others = "fp4_e2m1" if fours else "fp6_e3m2"
-        at = [line for line in measured() if line.M == M]
+        most_rows = max(line.M for line in exact if line.M <= M and line.fmt == others)
+        at = [line for line in exact if most_rows == line.M]
         own = [line for line in at if line.fmt == operand.fmt and (operand.unit_bytes == 1024 or not fours)]
         lines = own or [line for line in at if line.fmt == others]
         best = min(lines, key=lambda line: abs(log(N / line.N)) + abs(log(K / line.K)))
