@@ -90,6 +90,16 @@ def run(
     return results
 
 
+def available_providers() -> tuple[str, list[str]]:
+    """The version of onnxruntime, and its execution providers.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    ort = _onnxruntime()
+    return ort.__version__, ort.get_available_providers()
+
+
 def _onnxruntime() -> Any:
     try:
         import onnxruntime
