@@ -9,14 +9,13 @@ graph (`enable_cuda_graph`); so do the bare kernels. Times are medians, in micro
 import argparse
 import itertools
 import json
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from gpu_products import Product, seconds_each
+from gpu_sessions import replay_seconds
 from onnx import helper, numpy_helper
 
 import onnxq
@@ -57,7 +56,7 @@ def model(products: list[Product]) -> bytes:
 
 
 def session_seconds(made: bytes, M: int, widths: tuple[int, int]) -> float:
-    """Median time of a product within onnxruntime, replays queued without waiting for each."""
+    """Median time of a product within onnxruntime."""
     options = ort.SessionOptions()
     if not onnxq.register(options, cuda=True):
         raise SystemExit("no native kernels here: see `onnxq doctor`")
@@ -66,17 +65,7 @@ def session_seconds(made: bytes, M: int, widths: tuple[int, int]) -> float:
     x, y = (ort.OrtValue.ortvalue_from_numpy(np.ones(shape, np.float16), "cuda", 0) for shape in shapes)
     binding.bind_ortvalue_input("x0", x)
     binding.bind_ortvalue_output(f"x{LAYERS}", y)
-    queued = ort.RunOptions()
-    queued.add_run_config_entry("disable_synchronize_execution_providers", "1")
-    times = []
-    for _ in range(8):
-        opened.run_with_iobinding(binding)  # waits
-        began = time.perf_counter()
-        for _ in range(50):
-            opened.run_with_iobinding(binding, queued)
-        opened.run_with_iobinding(binding)
-        times.append((time.perf_counter() - began) / 51 / LAYERS)
-    return statistics.median(times[1:])
+    return replay_seconds(opened, binding) / LAYERS
 
 
 def bare_seconds(products: list[Product], M: int) -> float:
