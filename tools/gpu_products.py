@@ -96,7 +96,9 @@ class Product:
         return float((results[0].double() - reference).norm() / reference.norm())
 
 
-def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: int = 7) -> float:
+def seconds_each(
+    call: Callable[[int], None], count: int, copies: int, replays: int = 7, warm_seconds: float = WARM_SECONDS
+) -> float:
     """Median time of one call within a replayed CUDA graph of `count` calls; call(copy) rotates over the copies."""
     call(0)
     torch.cuda.synchronize()
@@ -105,7 +107,7 @@ def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: 
         for i in range(count):
             call(i % copies)
     began = time.monotonic()
-    while time.monotonic() - began < WARM_SECONDS:  # an idle GPU has lowered its clocks
+    while time.monotonic() - began < warm_seconds:  # an idle GPU has lowered its clocks
         graph.replay()
         torch.cuda.synchronize()
     times = []

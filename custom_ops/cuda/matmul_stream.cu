@@ -2,18 +2,25 @@
 //
 // A block computes ROWS = 16 * RW * WR rows of N for 8 * NT rows of x; the SPLIT blocks of a cluster share K. One thread copies
 // weights, activations and group scales into a ring of STAGES stages through tensor maps; WR * WK warps compute: each takes RW
-// units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
+// units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat. The
+// CAST blocks of a cluster share activations: each fetches a part for all of them.
 //
 //   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map),
-//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more)
-//   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))     block  32 * (WR * WK + 1)     shared bytes  see `bytes` below
-//   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
+//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more), CAST (1, 2, 4; 1 with a SPLIT)
+//   grid     (ceil(N / ROWS) * SPLIT, to a multiple of CAST; ceil(M / (8 * NT)))
+//   block    32 * (WR * WK + 1)     shared bytes  see `bytes` below
+//   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK / CAST, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
 //            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
 //   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
+static_assert(CAST == 1 || SPLIT == 1, "a cluster shares activations or K");
+static_assert(2 * WK % CAST == 0, "each block fetches as many slabs of x");
+#ifndef EVERY_LANE
+#define EVERY_LANE 0
+#endif
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
 constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
@@ -38,9 +45,9 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 address) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1))
-#if SPLIT > 1
-__cluster_dims__(SPLIT, 1, 1)
+extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)
+#if SPLIT * CAST > 1
+__cluster_dims__(SPLIT * CAST, 1, 1)
 #endif
 matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
               const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap zeros, const u8* __restrict__ w,
@@ -54,18 +61,18 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
   const int units = K / 128, chunks = (units + WK - 1) / WK;
   const int first = chunks * rank / SPLIT, count = chunks * (rank + 1) / SPLIT - first;
-  const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
+  const int strips = max(0, min(STRIPS, N / 16 - strip0)), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
 
-  allow_next_kernel();
   if (threadIdx.x == 0) {
     prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
-      barrier_init(empty + s, WARPS);
+      barrier_init(empty + s, WARPS * CAST * (EVERY_LANE ? 32 : 1));
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  if constexpr (CAST > 1) cluster_barrier();
+  else __syncthreads();
 
   float acc[CHAINS][RW][NT][4] = {};
   if (warp == WARPS) {
@@ -93,11 +100,17 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       }
     };
     auto activations = [&](int i) {
-      if (lane == 0) copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, full + i % STAGES);
+      u8* stage = ring + i % STAGES * STAGE;
+      const int slab = (first + i) * WK * 2, own = blockIdx.x % CAST * (2 * WK / CAST);
+      if (lane == 0) {
+        if constexpr (CAST > 1) copy_box_to_all(stage + own * box * 128, &x, 0, m0, slab + own, full + i % STAGES, (1 << CAST) - 1);
+        else copy_box(stage, &x, 0, m0, slab, full + i % STAGES);
+      }
     };
     const int ahead = min(count, STAGES);
     for (int i = 0; i < ahead; i++) constants(i);
     wait_for_previous_kernels();
+    allow_next_kernel();
     for (int i = 0; i < ahead; i++) activations(i);
     for (int i = ahead; i < count; i++) {
       barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
@@ -186,7 +199,13 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         }
       }
       __syncwarp();
-      if (lane == 0) barrier_arrive(empty + i % STAGES);
+      if constexpr (CAST > 1) {
+#pragma unroll
+        for (int block = 0; block < CAST; block++)
+          if (EVERY_LANE || lane == block) barrier_arrive_at(empty + i % STAGES, block);
+      } else if (EVERY_LANE || lane == 0) {
+        barrier_arrive(empty + i % STAGES);
+      }
     }
   }
   __syncthreads();  // the ring is free: sums go where it was
@@ -207,4 +226,5 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     }
   }
   reduce_and_store<ROWS, WK, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  if constexpr (CAST > 1) cluster_barrier();  // no block may leave while another sends it activations or tells it that it is done
 }

@@ -57,7 +57,6 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
   const int m0 = (band + within % wide) * COLUMNS, strip0 = within / wide * STRIPS;
   const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0);
 
-  allow_next_kernel();
   if (threadIdx.x == 0) {
     prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
@@ -87,6 +86,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       const int ahead = min(count, STAGES);
       for (int i = 0; i < ahead; i++) constants(i);
       wait_for_previous_kernels();
+      allow_next_kernel();
       for (int i = 0; i < ahead; i++) activations(i);
       for (int i = ahead; i < count; i++) {
         barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);

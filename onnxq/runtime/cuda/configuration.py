@@ -71,6 +71,7 @@ class Stream:
     split: int
     bulk: int = 1
     x_rows: int = 0
+    cast: int = 1
 
     kernel = "matmul_stream"
 
@@ -97,8 +98,8 @@ class Stream:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room)
-        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS"), numbers, strict=True))
+        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room, self.cast)
+        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS", "CAST"), numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
@@ -127,6 +128,7 @@ class Tile:
     steps: int = 1
     fold: int = 0
 
+    cast = 1
     kernel = "matmul_tile"
 
     @property
