@@ -32,16 +32,15 @@ def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
     nt = max(1, 1 << max(0, (min(M, 64) - 1).bit_length() - 3))
     for rw, wr, wk in GEOMETRIES:
         one = Stream(nt, rw, wr, wk, 40, 1, x_rows=min(M, 8 * nt)).shared_bytes(operand) // 40
-        for split, cast in ((1, 1), (2, 1), (4, 1), (1, 2), (1, 4)):
+        for split in (1, 2, 4):
             deep = -(-K // 128 // wk // split)
             blocks = -(-N // (16 * rw * wr)) * split
-            if cast > 1 and (M < 8 or wk < 4):
-                continue
             if deep >= 2 and 100 <= blocks <= 1800 and (split == 1 or blocks <= 600):
                 fitting = {min(deep, 12, budget // one) for budget in BUDGETS} | {2, 3, 4} & set(range(deep + 1))
                 for stages in sorted(fitting):
                     if stages >= 2 and stages * one < BUDGETS[-1]:
-                        yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt), cast=cast)
+                        for ahead in (0, 1) if rw <= 2 else (0,):
+                            yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt), ahead=ahead)
 
 
 def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:

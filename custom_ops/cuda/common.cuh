@@ -177,12 +177,6 @@ __device__ __forceinline__ void barrier_expect(u64* bar, u32 bytes) {
 __device__ __forceinline__ void barrier_arrive(u64* bar) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(smem(bar)) : "memory");
 }
-// On the barrier at the same place in another block of the cluster.
-__device__ __forceinline__ void barrier_arrive_at(u64* bar, int rank) {
-  u32 address;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(smem(bar)), "r"(rank));
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
-}
 __device__ __forceinline__ void barrier_wait(u64* bar, u32 parity) {
   asm volatile(
       "{\n.reg .pred p;\nwait_%=:\nmbarrier.try_wait.parity.shared.b64 p, [%0], %1;\n@p bra done_%=;\nbra wait_%=;\n"
@@ -217,13 +211,6 @@ __device__ __forceinline__ void copy_box(void* to, const TensorMap* map, int c0,
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint"
       " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)), "l"(policy)
       : "memory");
-}
-// To the same place in every block of the cluster that `blocks` names, each of which counts the bytes on its own barrier.
-__device__ __forceinline__ void copy_box_to_all(void* to, const TensorMap* map, int c0, int c1, int c2, u64* bar, int blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster"
-      " [%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(smem(to)), "l"(map), "r"(c0), "r"(c1), "r"(c2), "r"(smem(bar)),
-      "h"(static_cast<unsigned short>(blocks)) : "memory");
 }
 __device__ __forceinline__ void bulk_copy(void* to, const void* from, u32 bytes, u64* bar, u64 policy) {
   asm volatile(

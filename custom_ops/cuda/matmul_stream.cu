@@ -2,22 +2,21 @@
 //
 // A block computes ROWS = 16 * RW * WR rows of N for 8 * NT rows of x; the SPLIT blocks of a cluster share K. One thread copies
 // weights, activations and group scales into a ring of STAGES stages through tensor maps; WR * WK warps compute: each takes RW
-// units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat. The
-// CAST blocks of a cluster share activations: each fetches a part for all of them.
+// units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
 //
 //   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map),
-//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more), CAST (1, 2, 4; 1 with a SPLIT)
-//   grid     (ceil(N / ROWS) * SPLIT, to a multiple of CAST; ceil(M / (8 * NT)))
+//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more),
+//            AHEAD (1: decode the weights of a stage before its activations are there, and so before the kernel before is done; takes
+//            32 * RW registers)
+//   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))
 //   block    32 * (WR * WK + 1)     shared bytes  see `bytes` below
-//   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK / CAST, min(M, 8 * NT), 64], 128-byte swizzle
+//   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
 //            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
 //   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
-static_assert(CAST == 1 || SPLIT == 1, "a cluster shares activations or K");
-static_assert(2 * WK % CAST == 0, "each block fetches as many slabs of x");
 #ifndef EVERY_LANE
 #define EVERY_LANE 0
 #endif
@@ -32,7 +31,8 @@ constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * (S_PITCH + Z_PITCH) + 1023) /
 constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
-// bytes = RING + 16 * STAGES + 8 * ROWS
+constexpr int BARRIERS = (24 * STAGES + 15) / 16 * 16;
+// bytes = RING + BARRIERS + 8 * ROWS
 
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
@@ -46,8 +46,8 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 address) {
 }
 
 extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)
-#if SPLIT * CAST > 1
-__cluster_dims__(SPLIT * CAST, 1, 1)
+#if SPLIT > 1
+__cluster_dims__(SPLIT, 1, 1)
 #endif
 matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
               const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap zeros, const u8* __restrict__ w,
@@ -55,24 +55,25 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
               int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
-  u64* empty = full + STAGES;
-  float* factors = reinterpret_cast<float*>(empty + STAGES);
+  u64* ready = full + STAGES;
+  u64* empty = ready + STAGES;
+  float* factors = reinterpret_cast<float*>(ring + RING + BARRIERS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
   const int units = K / 128, chunks = (units + WK - 1) / WK;
   const int first = chunks * rank / SPLIT, count = chunks * (rank + 1) / SPLIT - first;
-  const int strips = max(0, min(STRIPS, N / 16 - strip0)), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
+  const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
 
   if (threadIdx.x == 0) {
     prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
-      barrier_init(empty + s, WARPS * CAST * (EVERY_LANE ? 32 : 1));
+      barrier_init(ready + s, 1);
+      barrier_init(empty + s, WARPS * (EVERY_LANE ? 32 : 1));
     }
     fence_barrier_init();
   }
-  if constexpr (CAST > 1) cluster_barrier();
-  else __syncthreads();
+  __syncthreads();
 
   float acc[CHAINS][RW][NT][4] = {};
   if (warp == WARPS) {
@@ -83,13 +84,13 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       const int unit0 = (first + i) * WK;
 #if BULK
       const u32 bytes = min(WK, units - unit0) * UNIT;
-      if (lane == 0) barrier_expect(bar, box * WK * 256 + strips * bytes + BOXES * (S_BYTES + Z_BYTES));
+      if (lane == 0) barrier_expect(bar, strips * bytes + BOXES * (S_BYTES + Z_BYTES));
       __syncwarp();
       if (lane < strips)
         bulk_copy(stage + lane * WK * UNIT, w + (static_cast<size_t>(strip0 + lane) * units + unit0) * UNIT, bytes, bar, once);
 #else
       if (lane == 0) {
-        barrier_expect(bar, box * WK * 256 + W_BYTES + BOXES * (S_BYTES + Z_BYTES));
+        barrier_expect(bar, W_BYTES + BOXES * (S_BYTES + Z_BYTES));
         copy_box(stage, &weights, 0, unit0, strip0, bar, once);
       }
 #endif
@@ -100,11 +101,9 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       }
     };
     auto activations = [&](int i) {
-      u8* stage = ring + i % STAGES * STAGE;
-      const int slab = (first + i) * WK * 2, own = blockIdx.x % CAST * (2 * WK / CAST);
       if (lane == 0) {
-        if constexpr (CAST > 1) copy_box_to_all(stage + own * box * 128, &x, 0, m0, slab + own, full + i % STAGES, (1 << CAST) - 1);
-        else copy_box(stage, &x, 0, m0, slab, full + i % STAGES);
+        barrier_expect(ready + i % STAGES, box * WK * 256);
+        copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, ready + i % STAGES);
       }
     };
     const int ahead = min(count, STAGES);
@@ -137,6 +136,28 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         Raw raw[RW];
 #pragma unroll
         for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
+        u32 a[RW][AHEAD ? 8 : 1][4];
+        auto decode_step = [&](int j, int at) {
+#if GROUP && ZERO
+          if (j % (8 / SUB) == 0) {
+            const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
+                           ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
+#pragma unroll
+            for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
+          }
+#endif
+#pragma unroll
+          for (int r = 0; r < RW; r++) decode(raw[r], j, a[r][at], minus[r]);
+        };
+        if constexpr (AHEAD) {
+#pragma unroll
+          for (int j = 0; j < 8; j++) decode_step(j, j);
+#pragma unroll
+          for (int r = 0; r < RW; r++)
+#pragma unroll
+            for (int e = 0; e < 32; e++) asm volatile("" : "+r"(a[r][e / 4][e % 4]));
+        }
+        barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
         // x lies in lines of 64 k, [slab of 64 k][row]; the 16-byte pieces of a line are exchanged by its number, so that ldmatrix has
         // no bank conflicts. Lines past the box give columns that nobody stores.
         u32 line[2], turn[2];
@@ -154,14 +175,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         u32 b[NT > 1 ? NT * 2 : 4];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-#if GROUP && ZERO
-          if (j % (8 / SUB) == 0) {
-            const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
-                           ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
-#pragma unroll
-            for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
-          }
-#endif
+          if constexpr (!AHEAD) decode_step(j, 0);
           if (NT == 1) {
             if (j % 2 == 0) ldmatrix(b, line[j >> 2] + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
           } else {
@@ -170,12 +184,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
           }
 #pragma unroll
           for (int r = 0; r < RW; r++) {
-            u32 a[4];
-            decode(raw[r], j, a, minus[r]);
 #pragma unroll
             for (int n = 0; n < NT; n++) {
               const int o = NT == 1 ? j % 2 * 2 : n * 2;
-              mma(part[j % CHAINS][r][n], a, b[o], b[o + 1]);
+              mma(part[j % CHAINS][r][n], a[r][AHEAD ? j : 0], b[o], b[o + 1]);
             }
           }
 #if GROUP
@@ -199,13 +211,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         }
       }
       __syncwarp();
-      if constexpr (CAST > 1) {
-#pragma unroll
-        for (int block = 0; block < CAST; block++)
-          if (EVERY_LANE || lane == block) barrier_arrive_at(empty + i % STAGES, block);
-      } else if (EVERY_LANE || lane == 0) {
-        barrier_arrive(empty + i % STAGES);
-      }
+      if (EVERY_LANE || lane == 0) barrier_arrive(empty + i % STAGES);
     }
   }
   __syncthreads();  // the ring is free: sums go where it was
@@ -226,5 +232,4 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     }
   }
   reduce_and_store<ROWS, WK, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
-  if constexpr (CAST > 1) cluster_barrier();  // no block may leave while another sends it activations or tells it that it is done
 }

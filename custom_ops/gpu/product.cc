@@ -64,8 +64,7 @@ bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char
   const Driver* driver = find_driver(message, size);
   if (!driver) return false;
   const int64_t M = rows.M, N = weight.N, K = weight.K;
-  const int64_t blocks = divide_up(divide_up(N, kernel.rows), kernel.cast) * kernel.cast;
-  const int64_t across = blocks * kernel.split, down = divide_up(M, kernel.columns);
+  const int64_t across = divide_up(N, kernel.rows) * kernel.split, down = divide_up(M, kernel.columns);
   if (M > kMaxInt || N > kMaxInt || K > kMaxInt || across * down > kMaxInt || (!kernel.is_tile && down > 65535)) {
     snprintf(message, size, "%lld rows of x are too many for one launch", static_cast<long long>(M));
     return false;
@@ -77,8 +76,7 @@ bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char
 
   // Dimensions [64, M, K / 64] put the rows of a slab of 64 k, one line of the swizzle each, side by side.
   const uint32_t lines = u32(kernel.is_tile || M > kernel.columns ? kernel.columns : M);
-  const Tensor on_x{2, 3, {64, u64(M), u64(K / 64)}, {u64(2 * K), 128}, {64, lines, 2 * stage_k / u32(kernel.cast)},
-                    true};
+  const Tensor on_x{2, 3, {64, u64(M), u64(K / 64)}, {u64(2 * K), 128}, {64, lines, 2 * stage_k}, true};
   const Tensor on_packed{8, 3, {u64(unit / 8), u64(units), u64(N / 16)}, {u64(unit), u64(unit * units)},
                          {u32(unit / 8), stage_k, block_rows / 16}, false};
   TensorMap x, packed, scale, zero;

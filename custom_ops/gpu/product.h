@@ -16,7 +16,6 @@ struct Kernel {
   int32_t rows;     // columns of W that a block computes
   int32_t columns;  // rows of x that a block computes
   int32_t split;    // blocks that share K
-  int32_t cast;     // blocks that share activations
   int32_t along_k;  // units of 128 k that a stage holds
   int32_t block;    // threads
   int32_t shared_bytes;

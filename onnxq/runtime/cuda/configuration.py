@@ -71,7 +71,7 @@ class Stream:
     split: int
     bulk: int = 1
     x_rows: int = 0
-    cast: int = 1
+    ahead: int = 0
 
     kernel = "matmul_stream"
 
@@ -98,8 +98,8 @@ class Stream:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room, self.cast)
-        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS", "CAST"), numbers, strict=True))
+        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room, self.ahead)
+        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS", "AHEAD"), numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
@@ -107,7 +107,7 @@ class Stream:
         activations = self.room * self.wk * 256
         stage = _up(activations + weights + operand.group_bytes(self.rows, self.wk), 1024)
         sums = self.wk * self.columns * (self.rows + 4) * 4
-        return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
+        return max(self.stages * stage, sums) + _up(24 * self.stages, 16) + 8 * self.rows
 
     @property
     def block(self) -> int:
@@ -128,7 +128,6 @@ class Tile:
     steps: int = 1
     fold: int = 0
 
-    cast = 1
     kernel = "matmul_tile"
 
     @property

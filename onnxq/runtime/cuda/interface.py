@@ -16,7 +16,7 @@ class Kernel(ctypes.Structure):
     _fields_ = (
         ("function", c_void_p),
         ("max_rows", c_int64),
-        *((name, c_int32) for name in ("is_tile", "rows", "columns", "split", "cast", "along_k", "block", "shared_bytes")),
+        *((name, c_int32) for name in ("is_tile", "rows", "columns", "split", "along_k", "block", "shared_bytes")),
     )
 
     @classmethod
@@ -29,7 +29,6 @@ class Kernel(ctypes.Structure):
             configuration.rows,
             configuration.columns,
             configuration.split,
-            configuration.cast,
             configuration.units_along_k,
             configuration.block,
             configuration.shared_bytes(operand),
