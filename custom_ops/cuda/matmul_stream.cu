@@ -17,6 +17,8 @@
 //   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
+// 1 for compute-sanitizer's racecheck, which does not see that __syncwarp puts the reads of a warp before the arrival of its first
+// lane; all lanes arriving takes longer.
 #ifndef EVERY_LANE
 #define EVERY_LANE 0
 #endif
