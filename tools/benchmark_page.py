@@ -13,14 +13,18 @@ Line = dict[str, Any]
 _FEW = 64
 
 HEAD = """# Benchmarks: GPU
-Products y = x @ W with packed weights, W [K, N] and x [M, K], in onnxq's [GPU kernels](gpu_kernels.md), beside PyTorch's cuBLAS and
-onnxruntime's own `MatMul` (float16) and `MatMulNBits` (4 bits, blocks of 128). {date}, {device}, PyTorch {torch}, CUDA {cuda},
-onnxruntime {onnxruntime}; one run of `tools/bench_kernels.py`. Weights rotate through more than 200 MB, three times the L2
-cache; times are medians of CUDA-graph replays; data is random; every result was compared with float64. *Limit* is the time to read
-the weight once at 4.3 TB/s.
+Products y = x @ W with packed weights, W [K, N] and x [M, K], in onnxq's [GPU kernels](gpu_kernels.md), beside
+PyTorch's cuBLAS and onnxruntime's own `MatMul` (float16) and `MatMulNBits` (4 bits, blocks of 128). {date},
+{device}, PyTorch {torch}, CUDA {cuda}, onnxruntime {onnxruntime}; one run of `tools/bench_kernels.py`. Weights rotate
+through more than 200 MB, three times the L2 cache; times are medians of CUDA-graph replays; data is random; every
+result was compared with float64. *Limit* is the time to read the weight once at 4.3 TB/s.
 
 A cell: microseconds (per cent of the limit; times faster than cuBLAS float16 / than onnxruntime's `MatMul` / than its
 `MatMulNBits`).
+"""
+WITHIN = """## Within onnxruntime
+Sixteen products one after the other in a session (onnxruntime {onnxruntime}, `enable_cuda_graph`), each with a weight
+of its own, beside the bare kernels in the same order; microseconds a product, one run of `tools/bench_session.py`.
 """
 
 
@@ -50,24 +54,16 @@ def main() -> None:
     print(HEAD.format(**bench["about"]))
     print("## FP6 E3M2, one scale a column, float16")
     for some in (counts[: len(counts) // 2], counts[len(counts) // 2 :]):
-        print(*rows_of(plain, lambda line: f"{line['N']}×{line['K']}", some), sep="\n")
+        print(*rows_of(plain, lambda line: f"{line['N']}x{line['K']}", some), sep="\n")
     others = [line for line in lines if line not in plain]
     N, K = others[0]["N"], others[0]["K"]
-    print(f"## Other kinds, {N}×{K}")
+    print(f"## Other kinds, {N}x{K}")
     kind = "{format}, {dtype}, {group}".format
     name = [line for line in others if (line["N"], line["K"]) == (N, K)]
     print(*rows_of(name, lambda line: kind(**line).replace(", 0", ""), sorted({line["M"] for line in name})), sep="\n")
     worst = max(line["error"] for line in lines if line["dtype"] == "float16")
-    print(f"Largest relative error, float16: {worst:.1e}, of which rounding the result is 2e-4; up to 3e-4")
-    print("where large M folds the scales of groups into the weights.\n")
-    print("## Within onnxruntime")
-    print(
-        f"Sixteen products one after the other in a session (onnxruntime {session['onnxruntime']}, `enable_cuda_graph`),"
-    )
-    print(
-        "each with a weight of its own, beside the bare kernels in the same order; microseconds a product, one run of"
-    )
-    print("`tools/bench_session.py`.\n")
+    print(f"The largest relative error with float16 is {worst:.1e}; rounding the result alone is 2e-4.\n")
+    print(WITHIN.format(**session))
     print("| format | widths | M | bare kernels | session | |", "|---|---|---|---|---|---|", sep="\n")
     for line in session["lines"]:
         low, high = line["widths"]

@@ -17,11 +17,6 @@
 //   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
-// 1 for compute-sanitizer's racecheck, which does not see that __syncwarp puts the reads of a warp before the arrival of its first
-// lane; all lanes arriving takes longer.
-#ifndef EVERY_LANE
-#define EVERY_LANE 0
-#endif
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
 constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
@@ -71,7 +66,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
       barrier_init(ready + s, 1);
-      barrier_init(empty + s, WARPS * (EVERY_LANE ? 32 : 1));
+      barrier_init(empty + s, 32 * WARPS);
     }
     fence_barrier_init();
   }
@@ -212,8 +207,8 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #endif
         }
       }
-      __syncwarp();
-      if (EVERY_LANE || lane == 0) barrier_arrive(empty + i % STAGES);
+      // Every lane, though one would do after __syncwarp: it takes no longer, and racecheck can follow it.
+      barrier_arrive(empty + i % STAGES);
     }
   }
   __syncthreads();  // the ring is free: sums go where it was

@@ -17,8 +17,6 @@ from onnxq.runtime.native import loaded_library
 logger = logging.getLogger(__name__)
 
 _WORKERS = 8
-# Further macros for developers, such as EVERY_LANE=1 (matmul_stream.cu), separated by spaces.
-_MACROS_VARIABLE = "ONNXQ_CUDA_MACROS"
 
 
 class Pointers(NamedTuple):
@@ -114,9 +112,7 @@ def _load(file: str, kernel: str, macros: tuple[tuple[str, int], ...], shared_by
 def _compiled(file: str, kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int, device: int) -> int:
     if reason := problem(device):
         raise SessionError(reason)
-    own = [f"-D{name}={value}" for name, value in macros]
-    more = [f"-D{macro}" for macro in os.environ.get(_MACROS_VARIABLE, "").split()]
-    options = ("-std=c++17", "-arch=sm_90a", *own, *more)
+    options = ("-std=c++17", "-arch=sm_90a", *(f"-D{name}={value}" for name, value in macros))
     with cupy().cuda.Device(device):
         module = cupy().RawModule(code=source(file), options=options)
         try:
