@@ -3,8 +3,7 @@
 import re
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,23 +15,20 @@ from onnxq.errors import UsageError
 from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
-from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.calibrate import all_requests, needy, requests, statistics_for
-from onnxq.passes.finish import finish, fuse_products
+from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
+from onnxq.passes.calibrate import all_requests, requests
+from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
-from onnxq.passes.quantize import Result, quantize_weights
-from onnxq.passes.sequential import solve_in_sequence
-from onnxq.passes.sink import Memory, Sink
-from onnxq.passes.solutions import Solutions
+from onnxq.passes.quantize import Result
+from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
 
-Progress = Callable[[str, int, int], None]
-"""Called with the weight just done, elements done, and elements in all."""
 Globs = str | Sequence[str]
 """One glob, or several."""
 
@@ -48,9 +44,11 @@ def plan(
     """Say what `quantize` would do, without reading a weight or writing a file; arguments and errors as there."""
     started = time.perf_counter()
     loaded = model if isinstance(model, Model) else load(model)
-    made, _ = make_plan(loaded.ir, load_recipe(recipe), check_target(target), _selection(include, exclude))
+    asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
-    return _report(loaded, None, made, entries, started=started)
+    activations = _activations(plan_activations(loaded.ir, *asked))
+    return replace(_report(loaded, None, made, entries, started=started), activations=activations)
 
 
 def quantize(
@@ -79,7 +77,8 @@ def quantize(
             all; until then what stood there stays.
         target: `ort` runs in onnxruntime as it is, `standard` uses the tensor types of ONNX 1.23 (for interchange; no
             runtime executes all of them), `ort-int8` stores FP6 E2M3 and FP4 as int8 for onnxruntime's 8-bit kernel,
-            `ort-cuda` lays weights out as onnxq's GPU kernels read them (without such a GPU it runs all the same).
+            `ort-cuda` lays weights out as onnxq's GPU kernels read them (without such a GPU it runs all the same),
+            `native` leaves integers to onnxq's own kernels as well.
         include: Globs on names of nodes and weights; others stay float.
         exclude: Globs on names of nodes and weights that stay float.
         force: Replace an output that exists.
@@ -107,34 +106,40 @@ def quantize(
         NonFiniteError: An activation is NaN or Inf on the calibration data.
     """
     started = time.perf_counter()
-    chosen, checked_target, selection = load_recipe(recipe), check_target(target), _selection(include, exclude)
+    asked = Conversion(
+        recipe=load_recipe(recipe),
+        target=check_target(target),
+        selection=_selection(include, exclude),
+        calibration=calibration,
+        statistics=statistics,
+        sequential=sequential,
+        resume=resume,
+        device=device,
+        threads=threads,
+        progress=progress,
+    )
+    asked.check()
     if output is None:
-        name = re.sub(r"[^\w.-]+", "-", chosen.name)
+        name = re.sub(r"[^\w.-]+", "-", asked.recipe.name)
         output = Path(model).with_name(f"{Path(model).stem}-{name}.onnx")
-    with ExitStack() as held, stage(output, force=force, overwrite_of=Path(model)) as staging:
-        if not any(rule.weight for rule in chosen.rules):
+    with stage(output, force=force, overwrite_of=Path(model)) as staging:
+        if asked.recipe.is_empty:
             # A copy needs no graph, so it also keeps what the graph library would lose.
             source = guard(model)
             written = staging.commit_copy(source)
-            copied = Plan(chosen.name, checked_target, ())
+            copied = Plan(asked.recipe.name, asked.target, ())
             size_bytes = source.size_bytes
             return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
         loaded = load(model)
-        made, weights = make_plan(loaded.ir, chosen, checked_target, selection)
-        found, solutions = None, None
-        if calibration is not None and statistics is not None:
-            raise UsageError("give either calibration data or a file of statistics")
-        if _is_sequential(made, sequential, resume, calibration):
-            solutions = _in_sequence(
-                loaded, chosen, (made, weights), calibration, statistics, resume, held, (device, threads)
-            )
+        done = convert(loaded, asked, staging, staging.scratch)
+        if done.is_changed:
+            _sign(done.model, asked)
+            written = staging.commit(done.model, external=loaded.external or None)
         else:
-            found = statistics_for(loaded, made, weights, calibration, statistics)
-        entries = _transform(loaded, chosen, (made, weights), staging, found, (device, threads), progress, solutions)
-        written = staging.commit(loaded) if any(each.format for each in entries) else staging.commit_copy(loaded)
+            written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(loaded, checked_target), *_calibrated(loaded, found, calibration, solutions))
-    return _report(loaded, written, made, entries, started=started, output_bytes=size_bytes, notes=notes)
+    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
 
 
 def calibrate(
@@ -163,14 +168,22 @@ def calibrate(
         DataError: The data does not fit the model.
         NonFiniteError: An activation is NaN or Inf.
         OutputError: The output exists, or cannot be written.
+        UsageError: The recipe changes the float model before it quantizes.
     """
     check_file(Path(output), force=force)
     loaded = load(model)
-    if recipe is None:
+    chosen = None if recipe is None else load_recipe(recipe)
+    if chosen is not None and chosen.equalize:
+        raise UsageError(
+            f"recipe '{chosen.name}' changes the float model first, and its methods look at the changed one: give the "
+            "data to 'onnxq quantize', or leave out the recipe"
+        )
+    if chosen is None:
         wanted = all_requests(find_weights(loaded.ir), loaded.ir.graph)
     else:
-        made, weights = make_plan(loaded.ir, load_recipe(recipe), "ort")
-        wanted = requests(made, weights, loaded.ir.graph)
+        made, weights = make_plan(loaded.ir, chosen, "ort")
+        activations = plan_activations(loaded.ir, chosen, "ort", Selection())
+        wanted = requests(made, weights, loaded.ir.graph) + activations.requests()
     found = collected(loaded, wanted, calibration)
     save(found, output, loaded, calibration)
     return found
@@ -189,130 +202,48 @@ def quantize_proto(
     """Quantize a model in memory; arguments and errors as for `quantize`. The argument is not changed."""
     started = time.perf_counter()
     loaded = from_proto(model)
-    chosen = load_recipe(recipe)
-    made, weights = make_plan(loaded.ir, chosen, check_target(target), _selection(include, exclude))
-    found = statistics_for(loaded, made, weights, calibration)
-    entries = _transform(loaded, chosen, (made, weights), Memory(), found, ("cpu", threads), None)
+    asked = Conversion(
+        recipe=load_recipe(recipe),
+        target=check_target(target),
+        selection=_selection(include, exclude),
+        calibration=calibration,
+        threads=threads,
+    )
     result = onnx.ModelProto()
-    if any(each.format for each in entries):
-        result.ParseFromString(Form.of(loaded.ir).tobytes())
-    else:
-        result.CopyFrom(model)
-    notes = (*_notes(loaded, made.target), *_calibrated(loaded, found, calibration))
-    report = _report(loaded, None, made, entries, started=started, output_bytes=result.ByteSize(), notes=notes)
-    return result, report
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
+        done = convert(loaded, asked, Memory(), Path(folder))
+        if done.is_changed:
+            _sign(done.model, asked)
+            result.ParseFromString(Form.of(done.model.ir).tobytes())
+        else:
+            result.CopyFrom(model)
+    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
     return Selection(*((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude)))
 
 
-def _transform(
-    model: Model,
-    recipe: Recipe,
-    planned: tuple[Plan, list[Weight]],
-    sink: Sink,
-    statistics: Statistics | None,
-    workers: tuple[str, int | None],
-    progress: Progress | None,
-    solutions: Solutions | None = None,
-) -> tuple[Entry, ...]:
-    """Quantize what is planned, and bring the graph into the form of the target."""
-    device, threads = workers
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}; at least one has to work")
-    made, weights = planned
-    if not made.quantized:
-        return tuple(_planned(decision) for decision in made)
-    done, total = 0, sum(weight.size for weight, each in zip(weights, made, strict=True) if each.spec)
-
-    def advance(name: str, size: int) -> None:
-        nonlocal done
-        done += size
-        if progress is not None:
-            progress(name, done, total)
-
-    results = iter(
-        quantize_weights(
-            model.ir,
-            made,
-            weights,
-            sink,
-            statistics=statistics,
-            solutions=solutions,
-            non_finite=recipe.non_finite,
-            device=device,
-            threads=threads,
-            progress=advance,
-        )
-    )
-    fuse_products(model.ir)
-    finish(model.ir, made.opset, made.ir_version)
+def _sign(model: Model, asked: Conversion) -> None:
+    """Put into a model what made it."""
     model.ir.metadata_props.update(
         {
             "onnxq.version": _version(),
-            "onnxq.target": made.target,
-            "onnxq.recipe": recipe.model_dump_json(exclude_defaults=True),
+            "onnxq.target": asked.target,
+            "onnxq.recipe": asked.recipe.model_dump_json(exclude_defaults=True),
         }
     )
-    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in made)
 
 
-def _is_sequential(made: Plan, asked: bool | None, resume: str | Path | None, calibration: Calibration | None) -> bool:
-    """Whether layers are solved one after the other."""
-    if resume is not None and asked is False:
-        raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
-    if asked is not None or resume is not None:
-        return bool(asked or resume)
-    return calibration is not None and calibration.cache is None and bool(needy(made))
-
-
-def _in_sequence(
-    model: Model,
-    recipe: Recipe,
-    planned: tuple[Plan, list[Weight]],
-    calibration: Calibration | None,
-    statistics: str | Path | None,
-    folder: str | Path | None,
-    held: ExitStack,
-    workers: tuple[str, int | None],
-) -> Solutions:
-    """Solve everything layer by layer; without a folder, in one that lasts as long as `held`."""
-    if statistics is not None or calibration is None:
-        raise UsageError(
-            "sequential calibration runs the model itself: give calibration data, not a file of statistics"
-        )
-    if folder is None:
-        folder = held.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-"))
-    made, weights = planned
-    return solve_in_sequence(
-        model,
-        made,
-        weights,
-        calibration,
-        Path(folder),
-        non_finite=recipe.non_finite,
-        device=workers[0],
-        threads=workers[1],
-    )
-
-
-def _calibrated(
-    model: Model, statistics: Statistics | None, calibration: Calibration | None, solutions: Solutions | None = None
-) -> tuple[str, ...]:
-    """On what the statistics were collected, for the report."""
-    if solutions is not None and calibration is not None:
-        how = "layer by layer: each is calibrated behind the quantized layers before it"
-        return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
-    if statistics is None:
-        return ("no method of this recipe looks at activations: the data was not used",) if calibration else ()
-    return (_sampled(statistics.samples, synthetic=statistics.synthetic),)
-
-
-def _sampled(samples: int, *, synthetic: bool) -> str:
-    if synthetic:
-        return f"calibrated on {samples} synthetic samples, made from the input specs: real data does better"
-    return f"calibrated on {samples} samples"
+def _done(
+    model: Model, output: Path | None, done: Converted, *, started: float, output_bytes: int, notes: tuple[str, ...]
+) -> Report:
+    """The report of what was carried out."""
+    results = iter(done.results)
+    entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
+    made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
+    return replace(made, changes=done.changes, activations=_activations(done.activations))
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -337,10 +268,24 @@ def _planned(decision: Decision) -> Entry:
     )
 
 
+def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
+    return tuple(
+        Activation(
+            tensor=each.tensor,
+            op=each.op,
+            readers=each.readers,
+            format=None if each.spec is None else each.spec.format,
+            spec=None if each.spec is None else each.spec.describe(),
+            reason=each.reason,
+        )
+        for each in made.decisions
+    )
+
+
 def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
-        return replace(entry, result_bytes=decision.size_bytes, format=None, spec=None, reason=result.skipped)
+        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
     return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
 
 

@@ -19,7 +19,17 @@ from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
 from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
-from onnxq.recipes import Match, QuantSpec, Recipe, Rule, load_recipe, parse_recipe, preset_names
+from onnxq.recipes import (
+    ActivationSpec,
+    Match,
+    QuantSpec,
+    Recipe,
+    Rule,
+    is_roundable,
+    load_recipe,
+    parse_recipe,
+    preset_names,
+)
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -133,6 +143,8 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     page = DOCS / "recipes.md"
     keys = [cells[0].strip("`") for cells in table(page, "key")]
     models = (Recipe, Rule, Match, QuantSpec)
+    activation = [cells[0].strip("`") for cells in table(DOCS / "activations.md", "key")]
+    assert activation == list(ActivationSpec.model_fields)
     assert sorted(keys) == sorted(field for model in models for field in model.model_fields)
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
@@ -176,11 +188,17 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     }
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
     for kind in NAMED_FORMATS.values():
-        for family in ("Dequantize", "MatMul"):
+        for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
                 if family == "MatMul" and kind.name in TILED_FORMATS:
                     wanted[f"MatMul{operator_suffix(kind)}Tiled{ending}"] = f"MatMul<F>Tiled{ending}"
+        if is_roundable(kind):
+            for name in ("QuantizeDequantize<F>", "RowScale<F>"):
+                wanted[name.replace("<F>", operator_suffix(kind))] = name
+        if isinstance(kind, Integer):
+            for name in ("QuantizeDequantize<F>Asymmetric", "RowRange<F>"):
+                wanted[name.replace("<F>", operator_suffix(kind))] = name
     seen = set()
     for function in functions(wanted, opset=20):
         assert function.domain == DOMAIN

@@ -24,7 +24,7 @@ struct Weight {
   const uint8_t* zero_point;  // packed codes in the order of the scales, or null
 };
 
-// y [M, N] = x [M, K] @ weight.
+// y [M, N] = x [M, K] @ weight, plus a bias.
 //
 // A few rows of x cost as much as reading the weight, and memory is fastest where a thread reads one long stretch: a task
 // then makes the sums of `part_rows` rows of the weight, and once all parts of some columns are there, `finish` adds
@@ -34,6 +34,7 @@ struct MatMul {
   const void* x;
   void* y;
   Float type;
+  const void* bias;  // [N], or null
   int64_t M;
   int64_t columns;    // of a block, a multiple of Kernels::step
   int64_t rows;       // of a block, where there are no parts

@@ -1,5 +1,21 @@
 // Products with a weight that is decoded on the way; part of kernels.inl.
 
+// The bias of some columns, as float32.
+class Bias {
+ public:
+  Bias(const MatMul& job, int64_t column, int64_t columns) : columns_(job.bias ? columns : 0) {
+    if (columns_) to_floats(job.bias, column, columns_, job.type, values_);
+  }
+
+  void add_to(float* sums) const {
+    for (int64_t i = 0; i < columns_; ++i) sums[i] += values_[i];
+  }
+
+ private:
+  int64_t columns_;
+  float values_[kMaxColumns];
+};
+
 template <class Decoder>
 struct Product {
   const MatMul& job;
@@ -317,7 +333,11 @@ struct Product {
         multiply_tiles<1>(mind, k, count, at, x, kStride, &coming, total, width);
       }
     }
-    for (int64_t m = 0; m < rows; ++m) write(m, total + m * width);
+    const Bias bias(job, column, columns);
+    for (int64_t m = 0; m < rows; ++m) {
+      bias.add_to(total + m * width);
+      write(m, total + m * width);
+    }
   }
 
   void run_part(int64_t part) const {
@@ -352,12 +372,14 @@ void matmul_with(const MatMul& job, int64_t task) {
 
 inline void finish(const MatMul& job, int64_t block) {
   const int64_t column = block * job.columns, columns = smaller(job.columns, job.weight.N - column);
+  const Bias bias(job, column, columns);
   for (int64_t m = 0; m < job.M; ++m) {
     float* total = job.sums + m * job.weight.N + column;
     for (int64_t part = 1; part < job.parts; ++part) {
       const float* more = total + part * job.M * job.weight.N;
       for (int64_t i = 0; i < columns; ++i) total[i] += more[i];
     }
+    bias.add_to(total);
     from_floats(total, columns, job.type, job.y, m * job.weight.N + column);
   }
 }

@@ -207,8 +207,8 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #endif
         }
       }
-      // Every lane, though one would do after __syncwarp: it takes no longer, and racecheck can follow it.
-      barrier_arrive(empty + i % STAGES);
+      __syncwarp();
+      barrier_arrive(empty + i % STAGES);  // every lane, though one would do: it takes no longer, and racecheck can follow it
     }
   }
   __syncthreads();  // the ring is free: sums go where it was

@@ -96,6 +96,7 @@ OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {
   ONNXQ_RETURN_IF_ERROR(read_inputs(kernel, context, &inputs));
   MatMul job{};
   job.type = *float_type(kernel.op->type);
+  job.bias = inputs.bias;
   ONNXQ_RETURN_IF_ERROR(api.data(x, &job.x));
   job.weight = {kernel.op->format, inputs.packed,     K, N, kernel.block_size, inputs.scale,
                 inputs.scale_type, inputs.scale_per_column, inputs.zero_point};

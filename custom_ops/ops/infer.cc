@@ -11,7 +11,7 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
   // What is wrong is said when the kernel is made, with the name of the node.
   if (!api.inferred_attribute(context, "shape", &weight)) return nullptr;
   ElementType type = op.type;
-  if (op.family == Family::kDequantize) {
+  if (!op.is_product()) {
     // No input has the type of the result: the attribute decides which kernel onnxruntime takes.
     int64_t dtype = 0;
     if (api.inferred_attribute(context, "dtype", &dtype)) type = static_cast<ElementType>(dtype);
@@ -25,7 +25,11 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
     result.dims[result.rank - 1] = weight.dims[1];
     names[result.rank - 1] = "";
   }
-  for (const char*& name : names) name = name ? name : "";
+  for (size_t axis = 0; axis < result.rank; ++axis) {
+    if (!names[axis]) names[axis] = "";
+    // onnxruntime would take a dimension that has neither a size nor a name for the size -1.
+    if (result.dims[axis] < 0 && !*names[axis]) return nullptr;
+  }
   return api.set_inferred_output(context, result, names, type);
 }
 

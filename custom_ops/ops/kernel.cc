@@ -14,8 +14,7 @@ namespace {
 constexpr int64_t kMaxElements = int64_t{1} << 48;
 
 OrtStatus* check_shape(const Kernel& kernel) {
-  const bool matrix = kernel.op->family != Family::kDequantize;
-  if (matrix && kernel.shape.rank != 2) {
+  if (kernel.op->is_product() && kernel.shape.rank != 2) {
     return kernel.invalid("attribute shape has %zu numbers; it is [K, N]", kernel.shape.rank);
   }
   int64_t elements = 1;
@@ -66,7 +65,7 @@ OrtStatus* check_scale(const Kernel& kernel, const OrtValue* value, Inputs* inpu
     shared = shared && (shape.dims[i] == (along ? groups.dims[i] : 1) || (along && !groups.dims[i]));
   }
   // Where only the first axis has blocks, a scale for a row of blocks is as easy to read as one for each.
-  const bool fits = each || (shared && (kernel.op->family == Family::kMatMul || groups.dims[kernel.axis] <= 1));
+  const bool fits = each || (shared && (kernel.op->is_product() || groups.dims[kernel.axis] <= 1));
   if (!fits) {
     char has[160], wants[160];
     write_shape(shape, has, sizeof has);
@@ -80,6 +79,19 @@ OrtStatus* check_scale(const Kernel& kernel, const OrtValue* value, Inputs* inpu
   return nullptr;
 }
 
+OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value) {
+  Shape shape;
+  ElementType type;
+  ONNXQ_RETURN_IF_ERROR(kernel.api.shape(value, &shape, &type));
+  if (shape.rank != 1 || shape.dims[0] != kernel.shape.dims[1]) {
+    char has[160];
+    write_shape(shape, has, sizeof has);
+    return kernel.invalid("bias has shape %s; the weight has N = %lld", has,
+                          static_cast<long long>(kernel.shape.dims[1]));
+  }
+  return nullptr;
+}
+
 // What does not change is checked when the session is made.
 OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   const size_t first = kernel.op->packed_index();
@@ -88,6 +100,10 @@ OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   if (value) ONNXQ_RETURN_IF_ERROR(check_packed(kernel, "packed", kernel.shape.elements(), value));
   Inputs unused;
   int64_t scales = 0;
+  if (kernel.op->family == Family::kLinear) {
+    ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, kernel.op->bias_index(), &value));
+    if (value) ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
+  }
   ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, first + 1, &value));
   if (!value) return nullptr;
   ONNXQ_RETURN_IF_ERROR(check_scale(kernel, value, &unused, &scales));
@@ -155,7 +171,7 @@ OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel) {
     return kernel->invalid("attribute block_size, an integer, is missing");
   }
   if (!api.attribute(info, "dtype", &dtype)) return kernel->invalid("attribute dtype, an integer, is missing");
-  if (kernel->op->family == Family::kDequantize && !api.attribute(info, "axis", &kernel->axis)) {
+  if (!kernel->op->is_product() && !api.attribute(info, "axis", &kernel->axis)) {
     return kernel->invalid("attribute axis, an integer, is missing");
   }
   // ONNX and onnxruntime number these three types alike.
@@ -204,7 +220,7 @@ void destroy_kernel(void* kernel) { free(kernel); }
 
 OrtStatus* compute(void* kernel, OrtKernelContext* context) {
   const Kernel& self = *static_cast<const Kernel*>(kernel);
-  return self.op->family == Family::kMatMul ? compute_matmul(self, context) : compute_dequantize(self, context);
+  return self.op->is_product() ? compute_matmul(self, context) : compute_dequantize(self, context);
 }
 
 OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* inputs) {
@@ -220,6 +236,11 @@ OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* 
   ONNXQ_RETURN_IF_ERROR(api.input(context, first + 1, &value));
   ONNXQ_RETURN_IF_ERROR(check_scale(kernel, value, inputs, &scales));
   ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->scale));
+  if (kernel.op->family == Family::kLinear) {
+    ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->bias_index(), &value));
+    ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
+    ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->bias));
+  }
   if (!kernel.op->asymmetric) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.input(context, first + 2, &value));
   ONNXQ_RETURN_IF_ERROR(check_packed(kernel, "zero_point", scales, value));

@@ -6,10 +6,11 @@
 
 namespace onnxq {
 
-enum class Family : uint8_t { kMatMul, kDequantize, kTiledMatMul };
+enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul };
 
-// One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]), Dequantize<F>(packed, scale
-// [, zero_point]), or on a GPU MatMul<F>Tiled(x, packed, scale[, zero_point]).
+// One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]),
+// Linear<F>(x, packed, scale[, zero_point], bias) or Dequantize<F>(packed, scale[, zero_point]); on a GPU
+// MatMul<F>Tiled(x, packed, scale[, zero_point]).
 struct Operator : OrtCustomOp {
   static constexpr size_t kMaxName = 40;
 
@@ -19,8 +20,10 @@ struct Operator : OrtCustomOp {
   ElementType type;
   const Format* format;
 
-  size_t packed_index() const { return family == Family::kDequantize ? 0 : 1; }
-  size_t input_count() const { return packed_index() + (asymmetric ? 3 : 2); }
+  bool is_product() const { return family != Family::kDequantize; }
+  size_t packed_index() const { return is_product() ? 1 : 0; }
+  size_t bias_index() const { return packed_index() + (asymmetric ? 3 : 2); }
+  size_t input_count() const { return bias_index() + (family == Family::kLinear ? 1 : 0); }
 };
 
 // onnxruntime's functions for callbacks that are not given them; set once.
@@ -51,6 +54,7 @@ struct Inputs {
   Float scale_type = Float::kFloat32;
   bool scale_per_column = true;
   const uint8_t* zero_point = nullptr;
+  const void* bias = nullptr;
 };
 
 // Null where onnxruntime's type is none of ours.

@@ -41,7 +41,7 @@ int get_end_version(const OrtCustomOp*) { return 1; }
 
 int get_input_type(const OrtCustomOp* op, size_t index) {
   const size_t packed = self(op).packed_index();
-  if (index < packed) return static_cast<int>(self(op).type);
+  if (index < packed || index == self(op).bias_index()) return static_cast<int>(self(op).type);
   // Scales may be of another type than the result: any, checked by the kernel.
   return static_cast<int>(index == packed + 1 ? ElementType::kUndefined : ElementType::kUint8);
 }
@@ -74,7 +74,10 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.InferOutputShapeFn = infer_shape;
   made.GetStartVersion = get_start_version;
   made.GetEndVersion = get_end_version;
-  size_t end = append(made.name, 0, family == Family::kDequantize ? "Dequantize" : "MatMul");
+  size_t end = append(made.name, 0,
+                      family == Family::kDequantize ? "Dequantize"
+                      : family == Family::kLinear   ? "Linear"
+                                                    : "MatMul");
   end = append(made.name, end, format.name);
   end = append(made.name, end, tiled ? "Tiled" : "");
   append(made.name, end, asymmetric ? "Asymmetric" : "");
@@ -111,6 +114,7 @@ struct Operators {
 };
 
 constexpr Operators<Family::kMatMul, kFormatCount> kMatMuls;
+constexpr Operators<Family::kLinear, kFormatCount> kLinears;
 constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
 constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
 
@@ -134,6 +138,7 @@ OrtStatus* get_domain(const Api& api, Choice choice, OrtCustomOpDomain** domain)
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
   } else {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kMatMuls, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kLinears, *domain));
     if (choice == kCpuWithDequantize) ONNXQ_RETURN_IF_ERROR(add_operators(api, kDequantizes, *domain));
   }
   OrtCustomOpDomain* none = nullptr;
@@ -178,6 +183,7 @@ ONNXQ_EXPORT onnxq::OrtStatus* RegisterCustomOps(onnxq::OrtSessionOptions* optio
 
 // Names of the operators on the CPU and on CUDA, one a line.
 ONNXQ_EXPORT const char* OnnxqMatMuls() { return onnxq::kMatMuls.names; }
+ONNXQ_EXPORT const char* OnnxqLinears() { return onnxq::kLinears.names; }
 ONNXQ_EXPORT const char* OnnxqDequantizes() { return onnxq::kDequantizes.names; }
 ONNXQ_EXPORT const char* OnnxqCudaMatMuls() { return onnxq::kTiledMatMuls.names; }
 

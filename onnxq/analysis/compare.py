@@ -151,7 +151,7 @@ def compare(
     samples = 0
     for number, group in enumerate(groups):
         with ExitStack() as stack:
-            pair = _Pair([open_session(stack.enter_context(runnable(model, group))) for model in models], cut)
+            pair = _Pair(models, [open_session(stack.enter_context(runnable(model, group))) for model in models], cut)
             samples = pair.samples
             for done in pair.run([*group, *(() if number else outputs)], distances):
                 if progress:
@@ -181,11 +181,12 @@ class _Pair:
 
     def __init__(
         self,
+        models: Sequence[Model],
         opened: Sequence["onnxruntime.InferenceSession"],
         cut: Callable[[Sequence[Input]], Feeds],
     ) -> None:
         self._opened = opened
-        first, second = (cut(inputs_of(each)) for each in opened)
+        first, second = (cut(inputs_of(*each)) for each in zip(opened, models, strict=True))
         # Where one model fixes the batch, the last batch of both is filled up.
         fixed = first.fixed or second.fixed
         self._feeds = [replace(feeds, fixed=fixed) for feeds in (first, second)]

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -116,7 +116,7 @@ def evaluate(
     how = execution(loaded, accuracy_level=accuracy_level)
     with opening as source:
         opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
-        inputs = inputs_of(opened)
+        inputs = inputs_of(opened, loaded)
         if data is not None:
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)
             return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)
@@ -127,7 +127,7 @@ def evaluate(
 def _perplexity(
     opened: "onnxruntime.InferenceSession", feeds: Feeds, ids: str, how: Execution, progress: Progress | None
 ) -> Evaluation:
-    logits = _scores(opened, rank=3)
+    logits = scores_output(opened.get_outputs(), (3,))
     nll, tokens, done, seconds = 0.0, 0, 0, 0.0
     for feed in feeds:
         windows = feed.inputs[ids][: feed.rows].astype(np.int64)
@@ -185,7 +185,7 @@ def check_vocabulary(tokens: NDArray[np.int64], vocabulary: int) -> None:
 def _accuracy(
     opened: "onnxruntime.InferenceSession", feeds: Feeds, classes: Array, how: Execution, progress: Progress | None
 ) -> Evaluation:
-    output = _scores(opened, rank=2)
+    output = scores_output(opened.get_outputs(), (2,))
     right, done, seconds = 0, 0, 0.0
     for feed in feeds:
         start = time.perf_counter()
@@ -223,14 +223,18 @@ def _labels(labels: Source | None, feeds: Feeds) -> Array:
     return found.reshape(-1)
 
 
-def _scores(opened: "onnxruntime.InferenceSession", rank: int) -> Any:
-    """The output that holds scores: `logits`, or else the first of the rank."""
-    outputs = opened.get_outputs()
-    fitting = [output for output in outputs if len(output.shape) == rank]
+def scores_output(outputs: Sequence[Any], ranks: Collection[int]) -> Any:
+    """The output that holds scores in its last dimension: `logits`, or else the first of one of the ranks.
+
+    Raises:
+        DataError: No output has such a rank.
+    """
+    fitting = [output for output in outputs if len(output.shape) in ranks]
     for output in fitting:
         if output.name == "logits":
             return output
     if not fitting:
         listed = ", ".join(f"{output.name}{output.shape}" for output in outputs)
-        raise DataError(f"no output has {rank} dimensions with scores in the last one: the model has {listed}")
+        dimensions = " or ".join(map(str, ranks))
+        raise DataError(f"no output has {dimensions} dimensions with scores in the last one: the model has {listed}")
     return fitting[0]

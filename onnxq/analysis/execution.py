@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
-from onnxq.passes.fusion import constant, fused_bits, integer_product, is_op, weight_of
+from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
+from onnxq.passes.integers import integer_product
 from onnxq.runtime.native import native_library
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
@@ -36,6 +37,7 @@ class Execution:
         native: nodes of the `onnxq` domain that run in onnxq's own kernels, on the packed weight, by operator.
         functions: other nodes of the `onnxq` domain by operator, without those that only prepare scales for another:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
+        rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
@@ -44,6 +46,7 @@ class Execution:
     fused: tuple[FusedMatMuls, ...] = ()
     native: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
+    rounded: int = 0
     dequantized: int = 0
     integer: int = 0
     plain: int = 0
@@ -61,6 +64,8 @@ class Execution:
             lines.append(f"{kind.count} fused {kind.bits}-bit matmuls at accuracy level {kind.accuracy_level} ({how})")
         lines += [f"{count} onnxq {name} in a native kernel, on packed weights" for name, count in self.native.items()]
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
+        if self.rounded:
+            lines.append(f"{self.rounded} activations rounded by a function in every run")
         if self.dequantized:
             lines.append(f"{self.dequantized} weights dequantized to float in every run")
         if self.integer:
@@ -77,6 +82,7 @@ class Execution:
             ],
             "native": dict(self.native),
             "functions": dict(self.functions),
+            "rounded": self.rounded,
             "dequantized": self.dequantized,
             "integer": self.integer,
             "plain": self.plain,
@@ -106,7 +112,9 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
     kernels: Counter[str] = Counter()
     has_kernel = _with_kernels() if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
-        if node.domain == "onnxq":
+        if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
+            ways["rounded"] += 1
+        elif node.domain == "onnxq":
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
             fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
@@ -120,7 +128,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
 
 def _with_kernels() -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
-    return frozenset(name for name in native_library().operators if name.startswith("MatMul"))
+    return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
 
 
 def _is_part(node: ir.Node) -> bool:

@@ -8,9 +8,11 @@ from onnxq.cli.catalog import formats, recipes
 from onnxq.cli.convert import plan, quantize
 from onnxq.cli.demo import demo
 from onnxq.cli.doctor import doctor
+from onnxq.cli.export import export
 from onnxq.cli.generate import generate
 from onnxq.cli.help import with_examples
 from onnxq.cli.inspect import inspect
+from onnxq.cli.layers import allocate, sensitivity
 from onnxq.cli.measure import compare, evaluate
 
 __all__ = ["app", "main"]
@@ -40,11 +42,20 @@ app.command(
 )(plan)
 app.command(rich_help_panel=_CONVERT, cls=with_examples("onnxq inspect model.onnx"))(inspect)
 app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq export Llama-3.2-1B -o llama",
+        "onnxq export Llama-3.2-1B -o llama --dtype fp16 --task text-generation-with-past",
+        "onnxq quantize llama/model.onnx -o llama/fp6.onnx",
+    ),
+)(export)
+app.command(
     rich_help_panel=_JUDGE,
     cls=with_examples(
         "onnxq evaluate small.onnx --tokens heldout.npy",
         "onnxq evaluate small.onnx --tokens heldout.npy --accuracy-level 1",
         "onnxq evaluate small.onnx --data test.npz --labels labels",
+        "onnxq evaluate small.onnx --data test.npz --checks --attack model.onnx",
     ),
 )(evaluate)
 app.command(
@@ -57,8 +68,25 @@ app.command(
 app.command(
     rich_help_panel=_JUDGE,
     cls=with_examples(
+        "onnxq sensitivity model.onnx --data calibration.npy -r int3-g64 -r fp4",
+        "onnxq sensitivity model.onnx --data calibration.npy --view noise --sqnr 20",
+        "onnxq sensitivity model.onnx --data calibration.npy --view spikes",
+    ),
+)(sensitivity)
+app.command(
+    rich_help_panel=_CONVERT,
+    cls=with_examples(
+        "onnxq allocate model.onnx --calib calibration.npy --bits 3.25 -o mixed.yaml",
+        "onnxq allocate model.onnx --calib calibration.npy --size 40MB -f int3-g64 -f fp4 -f fp6 -o mixed.yaml",
+        "onnxq quantize model.onnx -o small.onnx --recipe mixed.yaml --calib calibration.npy",
+    ),
+)(allocate)
+app.command(
+    rich_help_panel=_JUDGE,
+    cls=with_examples(
         "onnxq generate small.onnx --tokenizer tokenizer.json --prompt 'import os'",
         "onnxq generate small.onnx --tokenizer tokenizer.json -p 'def ' --temperature 0.7 --seed 1",
+        "onnxq generate llama/fp6.onnx -p 'Once upon a time' -p 'The answer is'",
     ),
 )(generate)
 app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq demo", "onnxq demo --full --keep models"))(demo)

@@ -1,7 +1,7 @@
 """`onnxq evaluate` and `onnxq compare`: what a model is worth, and where it departs from another."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +24,10 @@ from onnxq.errors import DataError, nearest
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from onnxq.analysis.abilities import Abilities
     from onnxq.analysis.compare import Comparison, Difference
     from onnxq.analysis.evaluate import Evaluation
+    from onnxq.analysis.robustness import Robustness
 
 Tokens = Annotated[
     Path | None, typer.Option(metavar="T.npy", help="Token ids: measures perplexity.", show_default=False)
@@ -39,6 +41,22 @@ Labels = Annotated[
     typer.Option(
         metavar="NAME|FILE",
         help="Class numbers: an array of the data, by default the one called labels, or a .npy file.",
+        show_default=False,
+    ),
+]
+Checks = Annotated[
+    bool,
+    typer.Option(
+        "--checks",
+        help="Also check abilities: next token and copying for a language model, noise and attacks for a classifier.",
+    ),
+]
+Attacked = Annotated[
+    Path | None,
+    typer.Option(
+        "--attack",
+        metavar="MODEL",
+        help="With --checks: the model that attacks are made on, such as the float one; by default MODEL itself.",
         show_default=False,
     ),
 ]
@@ -62,6 +80,8 @@ def evaluate(
     accuracy_level: AccuracyLevel = None,
     providers: Providers = None,
     threads: Threads = None,
+    checks: Checks = False,
+    attacked: Attacked = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure perplexity on token ids, or accuracy on labelled data, in onnxruntime.
@@ -85,10 +105,30 @@ def evaluate(
             accuracy_level=accuracy_level,
             progress=advance,
         )
+        checked: Abilities | Robustness | None = None
+        common: dict[str, Any] = {"providers": provider_list(providers), "threads": threads}
+        if checks and tokens is not None:
+            from onnxq.analysis.abilities import abilities
+
+            checked = abilities(
+                model,
+                tokens,
+                sequence=sequence,
+                batch=batch,
+                limit=limit,
+                accuracy_level=accuracy_level,
+                progress=advance,
+                **common,
+            )
+        elif checks:
+            from onnxq.analysis.robustness import attack, robustness
+
+            made = attack(attacked or model, _joined(inputs, classes), limit=limit, progress=advance, **common)
+            checked = robustness(model, made, accuracy_level=accuracy_level, **common)
     if as_json:
-        show_json({"model": str(model), **found.to_dict()})
+        show_json({"model": str(model), **found.to_dict(), **({"checks": checked.to_dict()} if checked else {})})
     else:
-        show(_evaluation(found, sequence))
+        show(_evaluation(found, sequence, checked))
 
 
 def compare(
@@ -144,7 +184,16 @@ def _labelled(data: Path | None, labels: str | None) -> tuple[Any, Any]:
     return {name: array for name, array in arrays.items() if name != labels}, arrays[labels]
 
 
-def _evaluation(found: "Evaluation", sequence: int) -> "Table":
+def _joined(data: Any, labels: Any) -> Any:
+    """Inputs with their labels as one set of arrays, as `attack` takes them."""
+    from onnxq.statistics.data import read
+    from onnxq.statistics.feeds import LABELS
+
+    arrays = read(data)
+    return {**arrays, LABELS: read(labels)} if labels is not None and isinstance(arrays, dict) else arrays
+
+
+def _evaluation(found: "Evaluation", sequence: int, checked: "Abilities | Robustness | None" = None) -> "Table":
     from rich.table import Table
 
     lines = Table.grid(padding=(0, 2))
@@ -156,9 +205,27 @@ def _evaluation(found: "Evaluation", sequence: int) -> "Table":
         right = round(found.value * found.samples)
         lines.add_row("accuracy", f"{found.value:.2%}", f"{right} of {found.samples} samples")
         lines.add_row("speed", f"{found.samples / found.seconds:,.0f} samples/s", f"{found.seconds:.2f} s")
+    for row in _checks(checked):
+        lines.add_row(*row)
     for number, sentence in enumerate(found.execution.sentences()):
         lines.add_row("" if number else "how it ran", "", sentence)
     return lines
+
+
+def _checks(checked: "Abilities | Robustness | None") -> "Iterator[tuple[str, str, str]]":
+    from onnxq.analysis.abilities import Abilities
+
+    if checked is None:
+        return
+    if isinstance(checked, Abilities):
+        yield "next token", f"{checked.next_token:.2%}", f"of {checked.tokens:,} tokens have the highest score"
+        without = f"{checked.unseen:.2%} where they come first"
+        yield "copying", f"{checked.copying:.2%}", f"of {checked.copied:,} random tokens that come again; {without}"
+        return
+    change = f"by {checked.strength:.3g} at most, {checked.samples} samples"
+    yield "with noise", f"{checked.noise:.2%}", change
+    how = "" if checked.exact else "; from random directions, a weak attack"
+    yield "attacked", f"{checked.attacked:.2%}", f"along the gradient (FGSM), {change}{how}"
 
 
 def _show_comparison(found: "Comparison", worst: int) -> None:

@@ -1,10 +1,13 @@
 """Arguments and options that several commands share."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from onnxq.errors import UsageError
 
 
 class NonFinite(StrEnum):
@@ -24,10 +27,10 @@ TargetName = Annotated[
     typer.Option(
         "--target",
         "-t",
-        metavar="ort|standard|ort-int8|ort-cuda",
+        metavar="ort|native|standard|ort-int8|ort-cuda",
         help="ort: runs in onnxruntime as it is. standard: the tensor types of ONNX 1.23, for interchange. "
-        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel. ort-cuda: weights "
-        "as onnxq's GPU kernels read them.",
+        "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel. "
+        "native: all for onnxq's own kernels. ort-cuda: weights as onnxq's GPU kernels read them.",
     ),
 ]
 Include = Annotated[
@@ -101,6 +104,18 @@ CalibrationCache = Annotated[
         show_default=False,
     ),
 ]
+
+
+def size_in_bytes(text: str) -> int:
+    """The bytes of `40MB`, `1.5 GB` or `300000`; a kB is 1000 bytes.
+
+    Raises:
+        UsageError: It is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMG]?)B?\s*", text, re.IGNORECASE)
+    if match is None:
+        raise UsageError(f"'{text}' is not a size; write it as 40MB, 900kB or 1.5GB")
+    return int(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}[match[2].lower()])
 
 
 def provider_list(text: str | None) -> list[str] | None:

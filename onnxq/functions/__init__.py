@@ -1,5 +1,6 @@
 """The meaning of onnxq's operators, as functions of standard ONNX operators that travel in the model."""
 
-from onnxq.functions.library import DOMAIN, VERSION, functions, operator_suffix
+from onnxq.functions.library import DOMAIN, VERSION, format_of, functions, operator_suffix
+from onnxq.functions.rounding import rounds_by_fp8
 
-__all__ = ["DOMAIN", "VERSION", "functions", "operator_suffix"]
+__all__ = ["DOMAIN", "VERSION", "format_of", "functions", "operator_suffix", "rounds_by_fp8"]

@@ -120,6 +120,27 @@ def matmul_asymmetric(domain: Opset, dequantizing: OnnxFunction) -> OnnxFunction
     return MatMulAsymmetric
 
 
+def linear(domain: Opset, multiplying: OnnxFunction) -> OnnxFunction:
+    """`Linear<F>(x, packed, scale, bias) {...}`: `MatMul<F>` plus a bias [N]."""
+
+    @script(domain, default_opset=op)
+    def Linear(x, packed, scale, bias, shape: Sequence[int], block_size: int, dtype: int):
+        return op.Add(multiplying(x, packed, scale, shape=shape, block_size=block_size, dtype=dtype), bias)
+
+    return Linear
+
+
+def linear_asymmetric(domain: Opset, multiplying: OnnxFunction) -> OnnxFunction:
+    """`Linear<F>Asymmetric(x, packed, scale, zero_point, bias) {...}`: as `Linear<F>`."""
+
+    @script(domain, default_opset=op)
+    def LinearAsymmetric(x, packed, scale, zero_point, bias, shape: Sequence[int], block_size: int, dtype: int):
+        product = multiplying(x, packed, scale, zero_point, shape=shape, block_size=block_size, dtype=dtype)
+        return op.Add(product, bias)
+
+    return LinearAsymmetric
+
+
 def scale_from_codes(domain: Opset, values: npt.NDArray[np.float32]) -> OnnxFunction:
     """`Scale<F>(codes, tensor_scale)`: scales stored as one byte each, to float32, times one scale for the tensor."""
     table = _tensor(values)

@@ -1,7 +1,7 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -12,13 +12,22 @@ from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
-from onnxq.functions import bodies, tiled
+from onnxq.functions import bodies, rounding, tiled
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "Dequantize")
+
+# Functions that round activations, none of which calls another.
+_ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
+    "QuantizeDequantize": rounding.quantize_dequantize,
+    "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
+    "RowScale": rounding.row_scale,
+    "RowRange": rounding.row_range,
+}
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -45,7 +54,7 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     return made
 
 
-def _format_of(suffix: str) -> Format:
+def format_of(suffix: str) -> Format:
     """The format that operators name so."""
     minifloat = re.fullmatch(r"(FP\d)(E\dM\d)", suffix)
     return get_format("_".join(minifloat.groups()).lower() if minifloat else suffix.lower())
@@ -55,7 +64,7 @@ def _format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
-    match = re.fullmatch(r"(Scale|Dequantize|MatMul)(.+?)(Tiled)?(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
     family, suffix, in_tiles, asymmetric = match.groups()
@@ -63,26 +72,33 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
-    kind = _format_of(suffix)
+    kind = format_of(suffix)
     if in_tiles:
-        if kind.name not in TILED_FORMATS:
+        if family != "MatMul" or kind.name not in TILED_FORMATS:
             raise ValueError(operator)
         untiling = tiled.untile(domain, kind)
         product = (tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled)(domain, kind, untiling)
         renamed = {untiling.name: f"Untile{suffix}", product.name: operator}
         return tuple(_renamed(each, renamed) for each in (untiling, product))
+    if family in _ROUNDING:
+        name = f"{family}{asymmetric or ''}"
+        return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
         "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
         "MatMul": f"MatMul{suffix}",
         "MatMulAsymmetric": f"MatMul{suffix}Asymmetric",
+        "Linear": f"Linear{suffix}",
+        "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
     scripts = [unpacking, dequantizing]
-    if family == "MatMul":
+    if family in ("MatMul", "Linear"):
         scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
+    if family == "Linear":
+        scripts.append((bodies.linear_asymmetric if asymmetric else bodies.linear)(domain, scripts[-1]))
     return tuple(_renamed(each, names) for each in scripts)
 
 

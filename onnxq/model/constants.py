@@ -125,6 +125,23 @@ def apply_views(array: np.ndarray, steps: Sequence[View]) -> np.ndarray:
     return array
 
 
+def undo_views(array: np.ndarray, dims: Sequence[int], steps: Sequence[View]) -> np.ndarray:
+    """The array that a chain shows as `array`; a copy in C order, of the type of `array`.
+
+    Args:
+        array: In the shape that `apply_views` gives.
+        dims: Shape of the result.
+        steps: The chain.
+    """
+    shapes = [view_shape(dims, steps[:count]) for count in range(len(steps))]
+    for (operator, numbers), shape in zip(reversed(steps), reversed(shapes), strict=True):
+        if operator == "Transpose":
+            array = array.transpose(np.argsort(numbers))
+        elif operator == "Reshape":
+            array = array.reshape(shape)
+    return np.ascontiguousarray(array)
+
+
 def view_shape(dims: Sequence[int], steps: Sequence[View]) -> tuple[int, ...]:
     """The shape that a chain shows."""
     shape = tuple(dims)

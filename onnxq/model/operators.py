@@ -83,6 +83,7 @@ _FUSED_MATMUL = (
 )
 _ROWS = (Operand(1, _matmul_right),)
 _MICROSOFT = "com.microsoft"
+_ROTARY = "a table of rotary positions"
 
 # Where both matrix operands are constant, the first of the list is the weight.
 WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
@@ -98,6 +99,16 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
     (_MICROSOFT, "Attention"): _ROWS,
     (_MICROSOFT, "FusedConv"): (Operand(1, _conv),),
     (_MICROSOFT, "EmbedLayerNormalization"): tuple(Operand(index, _table, embedding=True) for index in (2, 3, 4)),
+}
+
+# What constants are that these operators read, beside weights.
+_NO_WEIGHTS: dict[tuple[str, str], dict[int, str]] = {
+    (_MICROSOFT, "MatMulNBits"): dict.fromkeys(range(1, 6), "a part of a weight that is quantized already"),
+    (_MICROSOFT, "GatherBlockQuantized"): dict.fromkeys(range(4), "a part of a table that is quantized already"),
+    (_MICROSOFT, "QMoE"): dict.fromkeys(range(2, 15), "a part of weights that are quantized already"),
+    (_MICROSOFT, "GroupQueryAttention"): dict.fromkeys((7, 8), _ROTARY),
+    (_MICROSOFT, "RotaryEmbedding"): dict.fromkeys((2, 3), _ROTARY),
+    ("", "RotaryEmbedding"): dict.fromkeys((1, 2), _ROTARY),
 }
 
 # As `operator_name` writes them.
@@ -118,3 +129,8 @@ def operator_name(node: ir.Node) -> str:
 def weight_operands(node: ir.Node) -> tuple[Operand, ...]:
     """The inputs of a node that may be weights."""
     return WEIGHT_OPERANDS.get((domain_of(node), node.op_type), ())
+
+
+def other_purpose(node: ir.Node, index: int) -> str | None:
+    """What a constant is that an operator reads as this input, where it is known to be no weight."""
+    return _NO_WEIGHTS.get((domain_of(node), node.op_type), {}).get(index)

@@ -39,6 +39,13 @@ def runnable(
     outputs = [_value(model.ir.graph, name) for name in extra_outputs]
     form = Form.of(model.ir)
     _add_outputs(form.proto, outputs)
+    with opened(form, folder) as source:
+        yield source
+
+
+@contextmanager
+def opened(form: Form, folder: str | Path | None = None) -> Iterator[bytes | str]:
+    """As `runnable`, for a model that is serialized already."""
     if form.tensor_bytes <= IN_MEMORY_BYTES:
         yield form.tobytes()
         return

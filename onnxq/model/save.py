@@ -63,6 +63,14 @@ class Staging:
         self._data = GrowingFile(folder / "data")
         self._committed = False
 
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed until the output is there; it disappears with the staging."""
+        folder = self._folder / "scratch"
+        with _output_errors(self.output):
+            folder.mkdir(exist_ok=True)
+        return folder
+
     def append(
         self, name: str, dtype: ir.DataType, shape: Sequence[int], chunks: Iterable[bytes | NDArray[np.generic]]
     ) -> ir.TensorProtocol:

@@ -18,7 +18,15 @@ from onnxq.model.constants import (
     view_shape,
     views,
 )
-from onnxq.model.operators import Layout, Operand, domain_of, is_set, operator_name, weight_operands
+from onnxq.model.operators import (
+    Layout,
+    Operand,
+    domain_of,
+    is_set,
+    operator_name,
+    other_purpose,
+    weight_operands,
+)
 from onnxq.model.scopes import scopes
 from onnxq.recipes import Role
 
@@ -223,6 +231,8 @@ def _weight(
 
 def _obstacle(source: ir.Value, tensor: ir.TensorProtocol, sites: Sequence[Site]) -> str | None:
     """Why a constant cannot be quantized at all."""
+    if purpose := _purpose(source):
+        return purpose
     if not sites:
         readers = sorted({operator_name(node) for node in source.consumers()})
         return f"read by {', '.join(readers)}, not as a weight" if readers else "nobody reads it"
@@ -240,6 +250,16 @@ def _obstacle(source: ir.Value, tensor: ir.TensorProtocol, sites: Sequence[Site]
         for node, index in value.uses():
             if node not in passed and (node, index) not in read:
                 return f"also read by {operator_name(node)} '{node.name}'"
+    return None
+
+
+def _purpose(source: ir.Value) -> str | None:
+    """What a constant is that is known to be no weight, also where its rows are looked up first."""
+    for node, index in source.uses():
+        looked_up = node.outputs[0].uses() if domain_of(node) == "" and node.op_type == "Gather" and index == 0 else ()
+        for reader, at in ((node, index), *looked_up):
+            if purpose := other_purpose(reader, at):
+                return purpose
     return None
 
 

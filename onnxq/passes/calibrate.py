@@ -20,6 +20,7 @@ from onnxq.statistics.statistics import Statistics
 from onnxq.statistics.views import LAST, Axis, Patches, View
 
 _RIGHT = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "Attention")
+_CONVOLUTIONS = ("Conv", "FusedConv")
 _DOMAINS = ("", "com.microsoft")
 
 # Small, and what most methods look at.
@@ -62,7 +63,7 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
     value = site.node.inputs[1 - site.index] if site.index < 2 and len(site.node.inputs) > 1 else None
     if value is None or not value.name or site.node.graph is not graph or domain_of(site.node) not in _DOMAINS:
         return None
-    if site.node.op_type in ("Conv", "FusedConv"):
+    if site.node.op_type in _CONVOLUTIONS:
         return _of_convolution(site.node, value.name, weight.shape)
     if site.node.op_type == "ConvTranspose":
         group = site.node.attributes.get("group")
@@ -70,11 +71,13 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
         return Reading(value.name, weight.shape[0], Axis(1)) if single else None
     if site.node.op_type not in _RIGHT or len(weight.shape) != 2:
         return None
-    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(_axis(site, value)))
+    return Reading(value.name, weight.shape[weight.layout.reduction], Axis(channel_axis(site, value)))
 
 
-def _axis(site: Site, value: ir.Value) -> int:
-    """The axis of an operand that a product sums over."""
+def channel_axis(site: Site, value: ir.Value) -> int:
+    """The axis of an operand that a product or convolution sums over."""
+    if site.node.op_type in (*_CONVOLUTIONS, "ConvTranspose"):
+        return 1
     if value.shape is not None and len(value.shape) == 1:
         return -1
     if site.index == 1:

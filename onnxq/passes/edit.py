@@ -78,6 +78,37 @@ class Editor:
         reader.prepend(node)
         return output
 
+    def behind(
+        self,
+        value: ir.Value,
+        operator: tuple[str, str],
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, int | list[int]],
+        results: Sequence[ir.Value],
+    ) -> Sequence[ir.Value]:
+        """Put a node right behind the one that makes `value`, or at the beginning of a graph whose input it is.
+
+        Args:
+            value: Of a graph.
+            operator: Domain and type.
+            inputs: Of the new node; none is made later than `value`.
+            attributes: Of the new node.
+            results: Values whose names, types and shapes its outputs take, the names made unique.
+        """
+        name = self.fresh(results[0].name or operator[1])
+        node = ir.Node(*operator, inputs, _attributes(attributes), num_outputs=len(results), name=name)
+        for output, result in zip(node.outputs, results, strict=True):
+            output.name = name if output is node.outputs[0] else self.fresh(result.name or operator[1])
+            output.type, output.shape = result.type, result.shape
+        producer = value.producer()
+        if producer is not None:
+            producer.append(node)
+        elif isinstance(value.graph, ir.Graph):
+            value.graph.insert_before(value.graph[0], node)
+        else:
+            raise ValueError(value.name)
+        return node.outputs
+
     def replace(
         self,
         node: ir.Node,

@@ -137,22 +137,6 @@ def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
     return _plain_product(node, transposed=transposed) and not _before_clip(node)
 
 
-def integer_product(node: ir.Node) -> bool:
-    """Whether a MatMul, or a Conv whose result is quantized, reads 8-bit codes on both sides: an integer kernel."""
-    makers = [producer(node, operand) for operand in range(2)]
-    if not all(maker is not None and _dequantizes_8_bits(maker) for maker in makers):
-        return False
-    users = _users(node)
-    quantized = bool(users) and all(is_op(user, "QuantizeLinear") for user in users)
-    return is_op(node, "MatMul") or (is_op(node, "Conv") and quantized)
-
-
-def _dequantizes_8_bits(maker: ir.Node) -> bool:
-    if not is_op(maker, "DequantizeLinear") or maker.inputs[0] is None:
-        return False
-    return maker.inputs[0].dtype in (None, ir.DataType.INT8, ir.DataType.UINT8)
-
-
 def _users(node: ir.Node) -> list[ir.Node]:
     return [use.node for use in node.outputs[0].uses()]
 

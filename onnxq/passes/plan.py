@@ -12,6 +12,7 @@ from onnxq.formats.scales import ScaleType
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.fusion import will_fuse, will_tile
+from onnxq.passes.integers import reads_integers
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
 
@@ -226,7 +227,16 @@ def leaves_standard(weight: Weight, kind: Format, group: Grouping, target: Targe
         return not (weight.in_function and kind.bits == 6)
     # A DequantizeLinear that onnxruntime does not fuse into a kernel expands its weight again in every run; a function
     # of onnxq's is folded to float when the model is loaded, and runs as fast as the float model did.
-    return isinstance(kind, Integer) and will_fuse(weight, group.block, kind.bits)
+    if not isinstance(kind, Integer):
+        return False
+    return runs_as_integers(weight, kind, group) or will_fuse(weight, group.block, kind.bits)
+
+
+def runs_as_integers(weight: Weight, kind: Format, group: Grouping) -> bool:
+    """Whether a weight and the 8-bit activations that it meets are multiplied as integers."""
+    whole = group.block in (None, group.matrix[1]) and weight.dtype == ir.DataType.FLOAT
+    # Zero points of convolution weights must be zero; those of others are left to MatMulNBits.
+    return whole and isinstance(kind, Integer) and kind.bits == 8 and kind.signed and reads_integers(weight)
 
 
 def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from onnxq.methods.backend import get_module
-from onnxq.model.constants import view_shape
+from onnxq.model.constants import undo_views, view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
@@ -28,7 +28,7 @@ from onnxq.model.sites import Weight
 from onnxq.model.taps import Tap
 from onnxq.passes.activations import BUDGET_BYTES, Activations
 from onnxq.passes.curvatures import Curvatures
-from onnxq.passes.plan import Plan, grouping
+from onnxq.passes.plan import Plan
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import Work, in_order, solve, work_of
 from onnxq.passes.stages import Layer, Stage, stages
@@ -98,7 +98,7 @@ def solve_in_sequence(
             left = [number for number in numbers if not solutions.has(number)]
             calls = [partial(solve, work[at], non_finite, curvatures.of(work[at].measured), xp) for at in left]
             for number, solution in zip(left, in_order(executor, calls), strict=True):
-                solutions.put(number, solution, grouping(work[number].weight, work[number].spec).scale_type.name)
+                solutions.put(number, solution)
 
         finish([number for number in range(len(work)) if number not in staged], None)
         for done, stage in enumerate(made):
@@ -196,11 +196,5 @@ def _input(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
 
 def as_stored(weight: Weight, decoded: np.ndarray) -> np.ndarray:
     """Numbers in the shape in which operators read a weight, in the shape and type in which it is stored."""
-    shapes = [view_shape(weight.tensor.shape.numpy(), weight.steps[:count]) for count in range(len(weight.steps) + 1)]
-    array = decoded.reshape(shapes[-1])
-    for (operator, numbers), shape in zip(reversed(weight.steps), reversed(shapes[:-1]), strict=True):
-        if operator == "Transpose":
-            array = array.transpose(np.argsort(numbers))
-        elif operator == "Reshape":
-            array = array.reshape(shape)
-    return np.ascontiguousarray(array.astype(weight.tensor.dtype.numpy()))
+    array = decoded.reshape(view_shape(weight.tensor.shape.numpy(), weight.steps))
+    return undo_views(array.astype(weight.tensor.dtype.numpy()), weight.tensor.shape.numpy(), weight.steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import DataError, OutputError
-from onnxq.formats import get_format, get_scale_type
+from onnxq.formats import SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Solution
 
 _RECORD = "run.json"
@@ -54,7 +54,7 @@ class Solutions:
         """Whether a weight is solved."""
         return self._path(number).exists()
 
-    def put(self, number: int, solution: Solution | str, scale_type: str) -> None:
+    def put(self, number: int, solution: Solution | str) -> None:
         """Keep the solution of a weight, or why it stays float.
 
         Raises:
@@ -65,6 +65,8 @@ class Solutions:
         else:
             # numpy stores no types of ml_dtypes.
             scale = np.ascontiguousarray(solution.scale)
+            # The recipe does not tell: scales of very small weights are bfloat16 where it says fp16.
+            scale_type = next(name for name, each in SCALE_TYPES.items() if each.dtype == scale.dtype)
             arrays = {
                 "names": np.array([solution.format.name, scale_type]),
                 "block": np.array(-1 if solution.block is None else solution.block),

@@ -6,9 +6,11 @@ import onnx_ir as ir
 from onnx.helper import VERSION_TABLE
 
 from onnxq.errors import UsageError, nearest
-from onnxq.formats import Format, ScaleType
+from onnxq.formats import Format, ScaleType, get_format
+from onnxq.functions import rounds_by_fp8
+from onnxq.recipes import ActivationSpec
 
-Target = Literal["ort", "standard", "ort-int8", "ort-cuda"]
+Target = Literal["ort", "standard", "ort-int8", "ort-cuda", "native"]
 
 # What onnxruntime 1.31 loads at most; an output stays lower where its tensor types allow.
 ORT_OPSET, ORT_IR_VERSION = 26, 13
@@ -32,6 +34,9 @@ _DEQUANTIZE_SINCE = {
 LOSSLESS_INT8 = {"FLOAT6E2M3": 8, "FLOAT4E2M1": 2}
 _BLOCKED_OPSET = 21
 _HALF_SCALES_OPSET = 19
+# Casts to FP8, and reductions whose axes are an input, in the functions that round activations.
+_FP8_OPSET, _FP8_IR_VERSION = 19, 9
+_ROWS_OPSET = 18
 
 
 def check_target(name: str) -> Target:
@@ -56,6 +61,8 @@ def is_standard_form(kind: Format, scale_type: ScaleType, dtype: ir.DataType, ta
     """
     if target == "standard":
         return kind.onnx_type is not None
+    if target == "native":
+        return False
     return kind.onnx_type in _DEQUANTIZE_SINCE and scale_type.onnx_type == dtype.name
 
 
@@ -83,6 +90,28 @@ def needed_versions(
         opset = max(opset, _BLOCKED_OPSET)
     elif dtype != ir.DataType.FLOAT:
         opset = max(opset, _HALF_SCALES_OPSET)
+    return opset, max(ir_version, _ir_version_of(opset))
+
+
+def has_pair(spec: ActivationSpec) -> bool:
+    """Whether onnxruntime rounds such an activation with a pair of `QuantizeLinear` and `DequantizeLinear`."""
+    return not spec.is_dynamic and get_format(spec.format).onnx_type in _DEQUANTIZE_SINCE
+
+
+def activation_versions(spec: ActivationSpec, dtype: ir.DataType, target: Target = "ort") -> tuple[int, int]:
+    """Opset and IR version that a rounded activation of type `dtype` needs."""
+    if target == "standard":
+        return STANDARD_OPSET, STANDARD_IR_VERSION
+    kind = get_format(spec.format)
+    if has_pair(spec):
+        opset, ir_version = _DEQUANTIZE_SINCE[str(kind.onnx_type)]
+        opset = max(opset, _HALF_SCALES_OPSET if dtype != ir.DataType.FLOAT else 0)
+    elif rounds_by_fp8(kind):
+        opset, ir_version = _FP8_OPSET, _FP8_IR_VERSION
+    else:
+        opset, ir_version = FUNCTION_OPSET, FUNCTION_IR_VERSION
+    if spec.granularity == "token":
+        opset = max(opset, _ROWS_OPSET)
     return opset, max(ir_version, _ir_version_of(opset))
 
 

@@ -1,10 +1,19 @@
-"""What the user asks for: `Recipe`, `Rule`, `Match` and `QuantSpec`, from YAML or a preset's name."""
+"""What the user asks for: `Recipe`, `Step`, `Rule` and what they hold, from YAML or a preset's name."""
 
+from onnxq.recipes.activation import ActivationSpec, is_roundable
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
+from onnxq.recipes.steps import SITE_KINDS, STEPS, Aweq, Awq, Disassemble, Shift, SiteKind, Smooth, Step
 
 __all__ = [
+    "SITE_KINDS",
+    "STEPS",
+    "Aweq",
+    "Awq",
+    "Disassemble",
+    "Shift",
+    "ActivationSpec",
     "Granularity",
     "Match",
     "NonFinitePolicy",
@@ -12,7 +21,11 @@ __all__ = [
     "Recipe",
     "Role",
     "Rule",
+    "SiteKind",
+    "Smooth",
+    "Step",
     "load_recipe",
+    "is_roundable",
     "parse_recipe",
     "preset_names",
 ]

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from onnxq.errors import RecipeError, nearest
+from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.recipe import Match, Recipe, Rule
 from onnxq.recipes.spec import QuantSpec
+from onnxq.recipes.steps import STEPS
 
 _MAX_BYTES = 1 << 20
 _Place = tuple[str | int, ...]
@@ -101,13 +103,14 @@ def _presets() -> Iterator[Any]:
 
 
 def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
-    """Put the rules of the preset it extends before its own."""
+    """Put the steps and rules of the preset it extends before its own."""
     if recipe.extends is None:
         return recipe
     if recipe.extends not in preset_names():
         raise RecipeError(f"{source}: extends: no preset '{recipe.extends}'; {nearest(recipe.extends, preset_names())}")
     base = load_recipe(recipe.extends)
-    return recipe.model_copy(update={"rules": (*base.rules, *recipe.rules), "extends": None})
+    joined = {"equalize": (*base.equalize, *recipe.equalize), "rules": (*base.rules, *recipe.rules)}
+    return recipe.model_copy(update={**joined, "extends": None})
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:
@@ -131,19 +134,26 @@ def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str
 
 def _explain(error: ErrorDetails, lines: dict[_Place, int], source: str) -> str:
     """One pydantic error as one sentence."""
-    place = error["loc"]
+    place, method = error["loc"], ""
+    if place[0] == "equalize" and len(place) > 2:
+        # Pydantic tells there which of the steps it took it for.
+        method, place = str(place[2]), place[:2] + place[3:]
     known = place
     while known not in lines:
         known = known[:-1]
     where = f"{source}:{lines[known]}"
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key '{path}'; {nearest(str(place[-1]), _keys_at(place[:-1]))}"
+        return f"{where}: unknown key '{path}'; {nearest(str(place[-1]), _keys_at(place[:-1], method))}"
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        given = error["input"].get("method") if isinstance(error["input"], dict) else None
+        what = "no method" if given is None else f"no such method {_shown(given)}"
+        return f"{where}: {path}: {what}; {nearest(str(given or ''), STEPS)}"
     if error["type"] == "literal_error":
         valid = [word.strip("' ") for word in str(error.get("ctx", {})["expected"]).replace(" or ", ", ").split(", ")]
         return f"{where}: {path}: {_shown(error['input'])} is not valid; {nearest(str(error['input']), valid)}"
     message = error["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
-    if error["type"] == "model_type":
+    if error["type"] in ("model_type", "model_attributes_type"):
         message = f"Input should be a mapping, not {_shown(error['input'])}"
     return f"{where}: {path + ': ' if path else ''}{message}"
 
@@ -154,8 +164,15 @@ def _shown(value: object) -> str:
     return shown if len(shown) <= 60 else f"{shown[:60]}..."
 
 
-def _keys_at(place: _Place) -> list[str]:
-    """The keys that are valid at a place of the tree."""
-    models: dict[str, type[BaseModel]] = {"rules": Rule, "match": Match, "weight": QuantSpec}
+def _keys_at(place: _Place, method: str) -> list[str]:
+    """The keys that are valid at a place of the tree; `method` is that of a step."""
+    if method:
+        return list(STEPS[method].model_fields)
+    models: dict[str, type[BaseModel]] = {
+        "rules": Rule,
+        "match": Match,
+        "weight": QuantSpec,
+        "activation": ActivationSpec,
+    }
     names = [part for part in place if isinstance(part, str)]
     return list((models[names[-1]] if names else Recipe).model_fields)

@@ -1,4 +1,4 @@
-"""`Recipe`, `Rule` and `Match`: which weights get which spec."""
+"""`Recipe`, `Rule` and `Match`: which weights, and which activations that meet them, get which spec."""
 
 import re
 from fnmatch import fnmatchcase
@@ -8,7 +8,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from onnxq.errors import nearest
 from onnxq.model.operators import WEIGHT_OPERATORS
+from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.spec import QuantSpec, as_list
+from onnxq.recipes.steps import Step
 
 Role = Literal["linear", "embedding", "head"]
 NonFinitePolicy = Literal["error", "skip", "clamp"]
@@ -74,18 +76,26 @@ class Match(BaseModel):
 
 
 class Rule(BaseModel):
-    """What to do with the weights that match: quantize them so, or leave them float for a reason."""
+    """What to do with the weights that match: quantize them so, or leave them float for a reason.
+
+    Attributes:
+        match: Which weights.
+        weight: How they are quantized.
+        activation: How the activations that they are multiplied with are quantized.
+        skip: Why neither is quantized.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     match: Match = Match()
     weight: QuantSpec | None = None
+    activation: ActivationSpec | None = None
     skip: str | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "Rule":
-        if (self.weight is None) == (self.skip is None):
-            raise ValueError("a rule says either 'weight:' (how to quantize) or 'skip:' (why not)")
+        if (self.weight is None and self.activation is None) == (self.skip is None):
+            raise ValueError("a rule says either 'weight:' or 'activation:' (how to quantize), or 'skip:' (why not)")
         return self
 
 
@@ -95,7 +105,8 @@ class Recipe(BaseModel):
     Attributes:
         name: How reports call it.
         about: One line for people.
-        extends: Name of a preset whose rules come first.
+        extends: Name of a preset whose steps and rules come first.
+        equalize: What is done to the float model before its weights are quantized, in order.
         rules: In order.
         non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
             (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
@@ -106,8 +117,14 @@ class Recipe(BaseModel):
     name: str = "recipe"
     about: str = ""
     extends: str | None = None
+    equalize: tuple[Step, ...] = ()
     rules: tuple[Rule, ...] = ()
     non_finite: NonFinitePolicy = "error"
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing in it changes a model."""
+        return not self.equalize and not any(rule.weight or rule.activation for rule in self.rules)
 
     def with_rules(self, *rules: Rule) -> "Recipe":
         """The same recipe with more rules at the end, where they win."""
@@ -115,9 +132,23 @@ class Recipe(BaseModel):
 
     def decide(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> QuantSpec | str:
         """The spec for a weight, or why it stays float."""
+        rule = self._rule(names, op, role, size)
+        if isinstance(rule, str):
+            return rule
+        return rule.weight or rule.skip or "its rule quantizes the activation only"
+
+    def decide_activation(self, *, names: tuple[str, ...], op: str, role: Role, size: int) -> ActivationSpec | str:
+        """The spec for what a weight is multiplied with, or why that stays float."""
+        rule = self._rule(names, op, role, size)
+        if isinstance(rule, str):
+            return rule
+        return rule.activation or rule.skip or "its rule quantizes the weight only"
+
+    def _rule(self, names: tuple[str, ...], op: str, role: Role, size: int) -> Rule | str:
+        """The rule that decides about a weight, or why there is none."""
         for rule in reversed(self.rules):
             if rule.match.matches(names=names, op=op, role=role, size=size):
-                return rule.weight if rule.weight is not None else str(rule.skip)
+                return rule
         if role != "linear":
             return f"{role}: off unless a rule asks for it with role: {role}"
         return "no rule matches"

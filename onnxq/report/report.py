@@ -1,10 +1,12 @@
-"""`Report`: what a conversion did to each weight, and why it left others alone."""
+"""`Report`: what a conversion did to each weight and activation, and why it left others alone."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from onnxq.passes.step import Change
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,27 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """One value that is multiplied with weights, or that an integer convolution puts out.
+
+    Attributes:
+        tensor: Its name.
+        op: Type of the first operator that reads it.
+        readers: Names of the nodes that this is about; where others read the same value otherwise, it stands twice.
+        format: What it is rounded to; None where it stays float.
+        spec: How, in words; None where it stays float.
+        reason: Why it stays float; None where it is rounded.
+    """
+
+    tensor: str
+    op: str
+    readers: tuple[str, ...]
+    format: str | None = None
+    spec: str | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Report:
     """A conversion, or with `output` None the plan of one.
 
@@ -44,12 +67,14 @@ class Report:
         model: The input file, or None for a model in memory.
         output: The file written, or None where nothing was written.
         recipe: Name of the recipe.
-        target: `ort`, `standard`, `ort-int8` or `ort-cuda`.
+        target: Where the model goes: `ort`, `native`, `standard`, `ort-int8` or `ort-cuda`.
         entries: One for each weight of the model; their number is that of all weights.
         model_bytes: Size of the input with its external data.
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
         notes: What the user should know before relying on the output.
+        changes: What the steps of the recipe did to the float model before its weights were quantized.
+        activations: What becomes of each activation; empty where no rule of the recipe is about them.
         version: Of onnxq.
     """
 
@@ -63,6 +88,8 @@ class Report:
     seconds: float = 0.0
     notes: tuple[str, ...] = field(default=())
     version: str = ""
+    changes: tuple[Change, ...] = ()
+    activations: tuple[Activation, ...] = ()
 
     @property
     def quantized(self) -> tuple[Entry, ...]:

@@ -7,16 +7,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from onnxq.report.report import Entry, Report
+from onnxq.report.report import Entry, Report, tally
 from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, size_text, table
 
 
 def summary(report: Report) -> Iterator[RenderableType]:
     """What a conversion did: weights by format, those left as they are by reason, the file, and notes."""
+    yield from _changes(report)
     if report.quantized:
         yield from (_by_format(report), Text())
     yield from _worst(report)
     yield from _skipped(report)
+    yield from _activations(report)
     yield Text(_outcome(report))
     yield from _notes(report)
 
@@ -25,7 +27,10 @@ def planned(report: Report) -> Iterator[RenderableType]:
     """What a conversion would do: each weight with its format or the reason why not, and the sums."""
     if report.entries:
         yield from (_weights(report), Text())
+    if report.activations:
+        yield from (_each_activation(report), Text())
     yield from _skipped(report)
+    yield from _activations(report)
     share = f" ({len(report.quantized)} of {len(report.entries)} weights)" if report.entries else ""
     after = report.model_bytes - _before(report.entries) + _after(report.entries)
     yield Text(
@@ -90,9 +95,42 @@ def _skipped(report: Report) -> Iterator[RenderableType]:
         yield counted(report.reasons)
 
 
+def _each_activation(report: Report) -> Table:
+    made = table({"activation": "name", "read by": "word", "readers": "number", "format, or why it stays": "text"})
+    for each in report.activations:
+        what = Text(str(each.spec)) if each.format else Text(str(each.reason), style="dim")
+        made.add_row(Name(each.tensor), op_text(each.op), str(len(each.readers)), what)
+    return made
+
+
+def _activations(report: Report) -> Iterator[RenderableType]:
+    """How many activations are rounded to what, and why others are not."""
+    rounded = tally([str(each.spec) for each in report.activations if each.format])
+    if rounded:
+        counts = "; ".join(f"{count} {spec}" for spec, count in rounded.items())
+        yield Text(f"Activations quantized: {sum(rounded.values())} of {len(report.activations)} ({counts})")
+    if kept := tally([str(each.reason) for each in report.activations if not each.format]):
+        yield Text(f"Activations left as they are: {sum(kept.values())} of {len(report.activations)}")
+        yield counted(kept)
+
+
+def _changes(report: Report) -> Iterator[RenderableType]:
+    """What each step did, how often, and where it did nothing."""
+    for step in dict.fromkeys(each.step for each in report.changes):
+        here = [each for each in report.changes if each.step == step]
+        done = [str(each.done) for each in here if each.done is not None]
+        yield Text(f"{step}: {len(done)} of {len(here)} places changed")
+        if done:
+            yield counted(tally(done))
+        if len(done) < len(here):
+            yield Text("left alone:")
+            yield counted(tally([str(each.reason) for each in here if each.done is None]))
+
+
 def _outcome(report: Report) -> str:
     took = f"in {seconds_text(report.seconds)}"
-    if not report.quantized:
+    rounded = any(each.format for each in report.activations)
+    if not report.quantized and not rounded and not any(each.done for each in report.changes):
         return f"Nothing was quantized: {report.output} is a byte-identical copy, written {took}"
     ratio = f"{report.output_bytes / report.model_bytes:.0%} of {size_text(report.model_bytes)}"
     return f"Wrote {report.output}: {size_text(report.output_bytes)}, {ratio}, {took}"

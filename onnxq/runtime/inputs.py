@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError
+from onnxq.model.attention import past_sizes
+from onnxq.model.load import Model
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -46,14 +48,26 @@ class Input:
         return dim if isinstance(dim, int) else None
 
 
-def inputs_of(opened: "onnxruntime.InferenceSession") -> tuple[Input, ...]:
-    """The inputs a session must be given; a DataError names one whose type numpy cannot hold."""
+def inputs_of(opened: "onnxruntime.InferenceSession", model: Model | None = None) -> tuple[Input, ...]:
+    """The inputs a session must be given; a DataError names one whose type numpy cannot hold.
+
+    Args:
+        opened: the session.
+        model: what it runs, to know the size of a past that only the attention in the model gives.
+    """
+    sizes = {} if model is None else past_sizes(model.ir.graph)
     found = []
     for value in opened.get_inputs():
         if value.type not in _DTYPES:
             raise DataError(f"input '{value.name}' is a {value.type}, which cannot be fed from numpy arrays")
-        found.append(Input(value.name, np.dtype(_DTYPES[value.type]), tuple(value.shape)))
+        shape = closed(tuple(value.shape), sizes.get(value.name))
+        found.append(Input(value.name, np.dtype(_DTYPES[value.type]), shape))
     return tuple(found)
+
+
+def closed(shape: tuple[int | str | None, ...], size: int | None) -> tuple[int | str | None, ...]:
+    """The shape of an input, its last dimension given where it is the head of a past that the model leaves open."""
+    return (*shape[:3], size) if size is not None and len(shape) == 4 and not isinstance(shape[3], int) else shape
 
 
 def token_input(inputs: Sequence[Input]) -> Input:

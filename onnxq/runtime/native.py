@@ -23,6 +23,8 @@ _LIBRARY_VARIABLE = "ONNXQ_NATIVE_LIBRARY"
 # Entries of session options that the library reads and writes; see custom_ops/ops/register.cc.
 _DEQUANTIZE_ENTRY = "onnxq.native.dequantize"
 _CUDA_ENTRY = "onnxq.native.cuda"
+# Functions of the library that name its operators, one a line.
+_FAMILIES = ("MatMuls", "Linears", "Dequantizes", "CudaMatMuls")
 
 
 @dataclass(frozen=True)
@@ -118,12 +120,12 @@ def _opened(name: str) -> tuple[NativeLibrary, ctypes.CDLL | None]:
     try:
         library = ctypes.CDLL(name)
         declare(library)
-        told = [_text(getattr(library, f"Onnxq{what}")) for what in ("MatMuls", "Dequantizes", "CudaMatMuls")]
-        matmuls, dequantizes, cuda_matmuls = (frozenset(each.split()) for each in told)
+        operators = {what: frozenset(_text(getattr(library, f"Onnxq{what}")).split()) for what in _FAMILIES}
         sets = tuple(_text(library.OnnxqInstructionSets).split(", "))
     except (OSError, AttributeError) as error:
         return NativeLibrary(path, f"'{path}' cannot be loaded: {error}"), None
-    return NativeLibrary(path, None, matmuls | dequantizes, cuda_matmuls, sets), library
+    on_cuda = operators.pop("CudaMatMuls")
+    return NativeLibrary(path, None, frozenset().union(*operators.values()), on_cuda, sets), library
 
 
 def _text(function: Any) -> str:

@@ -1,7 +1,8 @@
 """Open a model in onnxruntime, and say in plain words why it could not be opened or run."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "gpu": CUDA}
 
+_GRAPH = {"enable_cuda_graph": "1"}
 # onnxruntime logs each failure to stderr and raises it too; the exception alone is enough for a user.
 _FATAL_ONLY = 4
 
@@ -33,6 +35,7 @@ def session(
     accuracy_level: int | None = None,
     options: "onnxruntime.SessionOptions | None" = None,
     native: bool = True,
+    cuda_graph: bool = False,
 ) -> "onnxruntime.InferenceSession":
     """Open a model for running.
 
@@ -47,6 +50,7 @@ def session(
         options: session options to start from; they are changed in place.
         native: run onnxq's operators in its own kernels where the CPU or CUDA is the first provider and the kernels are
             there (`onnxq doctor`); else the functions in the model run.
+        cuda_graph: let CUDA capture a run and replay it; every later run must have the same shapes and addresses.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -68,7 +72,11 @@ def session(
         register(options, cuda=chosen[0] == CUDA)
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
     try:
-        opened = ort.InferenceSession(model if isinstance(model, bytes) else str(model), options, providers=chosen)
+        opened = ort.InferenceSession(
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=[(name, _GRAPH if cuda_graph and name == CUDA else {}) for name in chosen],
+        )
     except Exception as error:
         raise SessionError(f"onnxruntime {ort.__version__} cannot load {name}: {plain_cause(error)}") from error
     if providers and opened.get_providers()[0] != chosen[0]:
@@ -82,12 +90,40 @@ def run(
     opened: "onnxruntime.InferenceSession", outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
 ) -> list[NDArray[Any]]:
     """Run once and return `outputs` in order; a SessionError says which node failed and why."""
-    try:
+    with _explained(feed):
         results: list[NDArray[Any]] = opened.run(list(outputs), dict(feed))
+    return results
+
+
+def run_bound(
+    opened: "onnxruntime.InferenceSession",
+    binding: Any,
+    feed: Mapping[str, NDArray[Any]],
+    graph_id: str | None = None,
+) -> None:
+    """Run with bound inputs and outputs.
+
+    Args:
+        opened: the session.
+        binding: of the session.
+        feed: the inputs that were bound, for the SessionError that says what failed.
+        graph_id: which CUDA graph the run belongs to; "-1" for none.
+    """
+    options = None
+    if graph_id is not None:
+        options = _onnxruntime().RunOptions()
+        options.add_run_config_entry("gpu_graph_id", graph_id)
+    with _explained(feed):
+        opened.run_with_iobinding(binding, options)
+
+
+@contextmanager
+def _explained(feed: Mapping[str, NDArray[Any]]) -> Iterator[None]:
+    try:
+        yield
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(np.shape(value))}" for name, value in feed.items())
         raise SessionError(f"onnxruntime failed while running ({shapes}): {plain_cause(error)}") from error
-    return results
 
 
 def available_providers() -> tuple[str, list[str]]:

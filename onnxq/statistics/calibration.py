@@ -9,8 +9,9 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import DataError, UsageError
+from onnxq.model.attention import past_sizes
 from onnxq.model.load import Model
-from onnxq.runtime.inputs import Input
+from onnxq.runtime.inputs import Input, closed
 from onnxq.statistics.batches import Batches, OfFeeds, OfIterable
 from onnxq.statistics.data import Array, Source
 from onnxq.statistics.feeds import array_feeds, feeds_for
@@ -92,7 +93,7 @@ class Calibration:
 
 def _inputs(graph: ir.Graph) -> tuple[Input, ...]:
     """What a model must be given; a DataError names an input that numpy cannot hold."""
-    found = []
+    found, sizes = [], past_sizes(graph)
     for value in graph.inputs:
         if value.name in graph.initializers:
             continue
@@ -100,5 +101,5 @@ def _inputs(graph: ir.Graph) -> tuple[Input, ...]:
         if value.shape is None or dtype is None or dtype.kind not in _KINDS:
             raise DataError(f"input '{value.name}' is a {value.type}, which cannot be fed from numpy arrays")
         dims = tuple(dim if isinstance(dim, int) else dim.value for dim in value.shape)
-        found.append(Input(str(value.name), dtype, dims))
+        found.append(Input(str(value.name), dtype, closed(dims, sizes.get(str(value.name)))))
     return tuple(found)

@@ -80,7 +80,7 @@ def test_a_signal_ends_a_conversion_and_leaves_nothing(onnxq, model, monkeypatch
         os.kill(os.getpid(), number)
         time.sleep(10)
 
-    monkeypatch.setattr(api, "_transform", quantize)
+    monkeypatch.setattr(api, "convert", quantize)
     done = onnxq("quantize", model, "-o", model.with_name("small.onnx"))
     assert done.code == code
     assert any(name.startswith(".onnxq-staging-") for name in seen)

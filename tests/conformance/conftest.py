@@ -194,11 +194,13 @@ class Scope:
             blocks = -(-k // attributes["block_size"])
             weight = (codes - 128) * scale.reshape(n, blocks, 1).astype(np.float32)
             return weight.reshape(n, -1)[:, :k].T.astype(scale.dtype)
-        if node.domain == "onnxq" and node.op_type.startswith("MatMul"):
+        if node.domain == "onnxq" and node.op_type.startswith(("MatMul", "Linear")):
             if index != 1:
                 return None
-            rest = [self.value(each)[0] for each in node.input[2:]]
-            return self.packed(node.op_type.removeprefix("MatMul"), self.value(node.input[1])[0], rest, attributes)
+            suffix = node.op_type.removeprefix("MatMul").removeprefix("Linear")
+            given = node.input[2 : 4 if suffix.endswith("Asymmetric") else 3]
+            rest = [self.value(each)[0] for each in given]
+            return self.packed(suffix, self.value(node.input[1])[0], rest, attributes)
         found = self.value(node.input[index]) if index < len(node.input) and node.input[index] else None
         return found[0] if found and found[1] else None
 

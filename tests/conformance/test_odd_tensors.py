@@ -10,7 +10,7 @@ from onnxq.errors import NonFiniteError
 from onnxq.recipes import load_recipe, parse_recipe
 
 PRESETS = ["fp4", "fp6", "fp6-e2m3", "fp6-e3m2", "int2", "int3", "int4", "int8", "mxfp4", "mxfp6", "nvfp4"]
-TARGETS = ("ort", "standard", "ort-int8")
+TARGETS = ("ort", "standard", "ort-int8", "native")
 RNG = np.random.default_rng(0)
 
 

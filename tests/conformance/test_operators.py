@@ -310,7 +310,7 @@ def agree(recipe, names, dtype, oracle) -> None:
         # Conv takes bfloat16 from opset 22 on.
         model = build(name, dtype, opset=22)
         weights = {}
-        for target in ("ort", "standard", "ort-int8"):
+        for target in ("ort", "standard", "ort-int8", "native"):
             emitted, report = quantize_proto(model, recipe, target=target, threads=1)
             assert len(report.quantized) == EXPECTED.get(name, 1), (name, target, report.entries)
             onnx.checker.check_model(emitted, full_check=True)
@@ -318,6 +318,7 @@ def agree(recipe, names, dtype, oracle) -> None:
         assert len(weights["ort"]) >= EXPECTED.get(name, 1)
         assert weights["ort"] == weights["standard"], name
         assert weights["ort"] == weights["ort-int8"], name
+        assert weights["ort"] == weights["native"], name
 
 
 @pytest.mark.parametrize("recipe", PRESETS)

@@ -86,6 +86,22 @@ def test_every_operator_of_the_table_has_a_row() -> None:
 
 
 @pytest.mark.parametrize(
+    ("nodes", "reason"),
+    [
+        (
+            "y = com.microsoft.MatMulNBits<K=4, N=4, bits=4, block_size=32>(x, t, w)",
+            "a part of a weight that is quantized already",
+        ),
+        ("y = RotaryEmbedding(x, w, t, i)", "a table of rotary positions"),
+        ("y = com.microsoft.RotaryEmbedding(x, i, t, w)", "a table of rotary positions"),
+        ("c = Gather(w, i) y = RotaryEmbedding(x, c, t)", "a table of rotary positions"),
+    ],
+)
+def test_a_constant_that_is_known_to_be_no_weight_says_what_it_is(nodes: str, reason: str) -> None:
+    assert weights(GRAPH + f"{{ {nodes} }}", w=(4, 4))["w"].obstacle == reason
+
+
+@pytest.mark.parametrize(
     ("node", "shape"),
     [
         ("Conv(x, w)", (6, 4)),
@@ -99,7 +115,6 @@ def test_every_operator_of_the_table_has_a_row() -> None:
         ("LSTM<hidden_size=4>(x, w, w)", (1, 16, 4)),
         ('Einsum<equation="ab,bc->ac">(x, w)', (4, 5)),
         ("com.microsoft.FusedMatMul<transBatchB=1>(x, w)", (2, 4, 5)),
-        ("com.microsoft.MatMulNBits<K=4, N=4, bits=4, block_size=32>(x, t, w)", (4, 4)),
         ("com.microsoft.MatMul(x, w)", (4, 5)),
         ("com.microsoft.Gather(w, i)", (9, 4)),
         ("other.MatMul(x, w)", (4, 5)),

@@ -54,6 +54,7 @@ class Weight:
         scale: str = "float32",
         asymmetric: bool = False,
         one: bool = False,
+        bias: str | None = None,
         seed: int = 0,
     ) -> "Weight":
         rng, kind = np.random.default_rng(seed), get_format(name)
@@ -70,6 +71,8 @@ class Weight:
             inputs["zero_point"] = pack(zeros, kind.bits)
             units -= np.broadcast_to(kind.values[zeros].astype(np.float64), groups).take(index, axis)
         values = units * np.broadcast_to(scales.astype(np.float64), groups).take(index, axis)
+        if bias:
+            inputs["bias"] = rng.standard_normal(shape[1]).astype(number(bias))
         return cls(kind, shape, axis, block, inputs, values)
 
     def operator(self, family: str) -> str:
@@ -80,14 +83,14 @@ class Weight:
         if family == "Dequantize":
             attributes["axis"] = self.axis
         attributes = {key: value for key, value in (attributes | changed).items() if value is not None}
-        first = ["x"] if family == "MatMul" else []
+        first = [] if family == "Dequantize" else ["x"]
         node = helper.make_node(self.operator(family), [*first, *self.inputs], ["y"], "node", domain="onnxq")
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
         return node
 
     def model(
         self,
-        family: str = "MatMul",
+        family: str | None = None,
         dtype: str = "float32",
         *,
         constant: bool = True,
@@ -95,9 +98,10 @@ class Weight:
         x_shape: list[int | str | None] | None = None,
         attributes: dict[str, Any] | None = None,
     ) -> bytes:
+        family = family or ("Linear" if "bias" in self.inputs else "MatMul")
         node = self.node(family, dtype, attributes or {})
         inputs = []
-        if family == "MatMul":
+        if family != "Dequantize":
             shape = ["M", *self.shape[:1]] if x_shape is None else x_shape
             inputs.append(helper.make_tensor_value_info("x", NUMBERS[dtype], shape))
         constants = [numpy_helper.from_array(array, name) for name, array in self.inputs.items()]
@@ -121,7 +125,8 @@ class Weight:
     def product(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """In float64: the result, and the sum of magnitudes that rounding errors are relative to."""
         wide = x.astype(np.float64)
-        return wide @ self.values, np.abs(wide) @ np.abs(self.values)
+        bias = self.inputs.get("bias", np.zeros(self.shape[1])).astype(np.float64)
+        return wide @ self.values + bias, np.abs(wide) @ np.abs(self.values) + np.abs(bias)
 
 
 def assert_close(y: np.ndarray, expected: np.ndarray, magnitudes: np.ndarray, dtype: str = "float32") -> None:

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper, parser
 
 import onnxq
 from onnxq.formats import NAMED_FORMATS, Integer
@@ -23,7 +23,7 @@ def test_the_library_is_there():
 def test_every_named_format_has_its_operators(open_session):
     told = set()
     for kind in NAMED_FORMATS.values():
-        for family in ("MatMul", "Dequantize"):
+        for family in ("MatMul", "Linear", "Dequantize"):
             told.add(family + operator_suffix(kind))
             if isinstance(kind, Integer):
                 told.add(f"{family}{operator_suffix(kind)}Asymmetric")
@@ -155,3 +155,21 @@ def test_nothing_is_loaded_before_it_is_needed():
     code = "import onnxq.runtime.session, sys; print('onnxruntime' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_dimensions_that_nothing_is_known_of_stay_open():
+    text = """<ir_version: 10, opset_import: ["": 20]>
+    g (float[B, S, 40] x, int64[3] shape) => (float[P, Q, 30] y) {
+      reshaped = Reshape(x, shape)
+      product = MatMul(reshaped, w)
+      y = Add(product, c)
+    }"""
+    model = parser.parse_model(text)
+    rng = np.random.default_rng(0)
+    for name, dims in (("w", (40, 30)), ("c", (1, 3, 30))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(dims, np.float32), name))
+    small = onnxq.quantize_proto(model, "fp6-e2m3")[0].SerializeToString()
+    feed = {"x": rng.standard_normal((6, 1, 40), np.float32), "shape": np.array([2, 3, 40])}
+    native, function = (onnxq.session(small, native=each).run(None, feed)[0] for each in (True, False))
+    assert native.shape == (2, 3, 30)
+    np.testing.assert_allclose(native, function, rtol=1e-5, atol=1e-5)

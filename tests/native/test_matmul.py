@@ -44,6 +44,29 @@ def test_types_of_activations_and_scales(dtype, scale, isa, weight, open_session
             assert_close(opened.run(None, {"x": x})[0], *made.product(x), dtype)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize(("name", "asymmetric"), [("fp6_e2m3", False), ("int4", True)])
+def test_a_bias_is_added_to_each_row(name, asymmetric, dtype, isa, weight, open_session, assert_close):
+    for k, n, block in (*RAGGED, (700, 5000, 32), (0, 9, 16)):
+        made = weight(name, (k, n), block, asymmetric=asymmetric, bias=dtype)
+        opened = open_session(made.model(dtype=dtype))
+        for m in (0, *ROWS):
+            x = activations(m, k, dtype)
+            assert_close(opened.run(None, {"x": x})[0], *made.product(x), dtype)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_bias_of_another_length_is_refused(constant, weight, open_session):
+    def run(model, feeds):
+        open_session(model).run(None, feeds)
+
+    made = weight("int4", (40, 30), 32, bias="float32")
+    made.inputs["bias"] = np.zeros(31, np.float32)
+    model, feeds = made.model(constant=constant), {} if constant else made.inputs
+    with pytest.raises(Exception, match=r"LinearINT4 .*bias has shape \[31\]; the weight has N = 30"):
+        run(model, {"x": activations(1, 40)} | feeds)
+
+
 def test_bfloat16_activations(isa, weight, open_session, assert_close):
     made = weight("fp6_e2m3", (70, 131), 32)
     opened = open_session(made.model(dtype="bfloat16"))
@@ -135,9 +158,10 @@ def test_nan_and_infinity_pass_through(m, isa, weight, open_session):
     assert np.isfinite(y[1:]).all()
 
 
-def test_the_function_in_the_model_gives_the_same(isa, weight, open_session, assert_close):
+@pytest.mark.parametrize("bias", [None, "float32"])
+def test_the_function_in_the_model_gives_the_same(bias, isa, weight, open_session, assert_close):
     for name, asymmetric in (("fp6_e2m3", False), ("int4", True), ("int3", False)):
-        made = weight(name, (129, 77), 32, asymmetric=asymmetric)
+        made = weight(name, (129, 77), 32, asymmetric=asymmetric, bias=bias)
         model = made.model(functions_too=True)
         x = activations(6, 129)
         native, function = (open_session(model, native=each).run(None, {"x": x})[0] for each in (True, False))

@@ -1,0 +1,67 @@
+"""What exporting happens in: without a network, and without what the libraries say to their own developers."""
+
+import importlib.util
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest.mock import patch
+
+from onnxq.errors import MissingExtraError
+
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+
+
+def require(*packages: str) -> None:
+    """Raise a MissingExtraError that names the first package that is not installed."""
+    for package in packages:
+        if not is_installed(package):
+            raise MissingExtraError.of(package, "export", "exporting a model")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a module can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """No library of Hugging Face asks its hub while this lasts."""
+    with ExitStack() as stack:
+        stack.enter_context(patch.dict(os.environ, dict.fromkeys(_OFFLINE, "1")))
+        # Read from the environment once, when the module was first imported.
+        if constants := sys.modules.get("huggingface_hub.constants"):
+            stack.enter_context(patch.object(constants, "HF_HUB_OFFLINE", new=True))
+        yield
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No warnings and no log lines below errors while this lasts: exporters warn about what they trace."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """No progress bars of transformers while this lasts."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()  # type: ignore[no-untyped-call]

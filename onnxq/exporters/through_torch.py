@@ -1,0 +1,193 @@
+"""A Hugging Face folder through PyTorch's own exporter, for a transformers that is newer than optimum allows."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnxq.errors import ModelError, UsageError, nearest
+from onnxq.exporters.program import Shapes, export
+
+# Beside the weights, what a folder has that its user needs with the ONNX model too.
+_COMPANIONS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
+_BATCH, _SEQUENCE, _PAST = 2, 3, 4
+
+
+@dataclass(frozen=True)
+class _Example:
+    """What a module is exported with: its inputs in order, names for them, and names for all dimensions."""
+
+    inputs: dict[str, Any]
+    outputs: tuple[str, ...]
+    shapes: Shapes
+    names: tuple[str, ...] = ()
+
+
+def export_through_torch(
+    folder: Path, output: Path, _config: dict[str, Any], task: str, dtype: str, *, trust_remote_code: bool
+) -> None:
+    """Write model.onnx, configuration and tokenizer into the folder `output`.
+
+    Raises:
+        UsageError: there is no such task on this way.
+        ModelError: transformers cannot load the folder, or PyTorch cannot export it.
+    """
+    import torch
+    import transformers
+
+    if task not in _TASKS:
+        raise UsageError(f"no task '{task}' without optimum: {nearest(task, _TASKS)}")
+    kind, example_of = _TASKS[task]
+    try:
+        model = getattr(transformers, kind).from_pretrained(
+            str(folder),
+            local_files_only=True,
+            trust_remote_code=trust_remote_code,
+            torch_dtype={"fp32": torch.float32, "fp16": torch.float16}[dtype],
+            attn_implementation="eager",
+        )
+    except Exception as error:
+        raise ModelError(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
+    model = model.eval()
+    example = example_of(model)
+    module = _with_past(model) if task == "text-generation-with-past" else _first_output(model)
+    output.mkdir()
+    with torch.no_grad():
+        export(
+            module,
+            kwargs=example.inputs,
+            output=output / "model.onnx",
+            dynamic_shapes=_dynamic(example.inputs, example.shapes),
+            input_names=example.names or tuple(example.inputs),
+            output_names=example.outputs,
+            shapes=example.shapes,
+        )
+    for pattern in _COMPANIONS:
+        for path in folder.glob(pattern):
+            shutil.copyfile(path, output / path.name)
+
+
+def _dynamic(inputs: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+    """Every named dimension may vary; PyTorch finds by itself which of them are equal."""
+    import torch
+
+    def dims(shape: tuple[str | int, ...]) -> dict[int, Any]:
+        return {at: torch.export.Dim.DYNAMIC for at, dim in enumerate(shape) if isinstance(dim, str)}
+
+    pair = dims(("batch", 0, "past_sequence", 0))
+    return {
+        name: [(pair, pair) for _ in value] if isinstance(value, list) else dims(shapes[name])
+        for name, value in inputs.items()
+    }
+
+
+def _generation(model: Any) -> _Example:
+    import torch
+
+    config, ids = model.config, torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+
+    def cells() -> Any:
+        # The exporter takes a tensor that stands in two places for one input.
+        return torch.zeros(_BATCH, heads, _PAST, width, dtype=model.dtype)
+
+    parts = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
+    past = {f"past_key_values.{part}": ("batch", heads, "past_sequence", width) for part in parts}
+    present = {f"present.{part}": ("batch", heads, "total_sequence", width) for part in parts}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones(_BATCH, _PAST + _SEQUENCE, dtype=torch.int64),
+        "position_ids": torch.arange(_PAST, _PAST + _SEQUENCE).repeat(_BATCH, 1),
+    }
+    shapes = {
+        "input_ids": ("batch", "sequence"),
+        "attention_mask": ("batch", "total_sequence"),
+        "position_ids": ("batch", "sequence"),
+        "logits": ("batch", "sequence", config.vocab_size),
+    }
+    return _Example(
+        {**inputs, "past": [(cells(), cells()) for _ in range(layers)]},
+        ("logits", *present),
+        {**shapes, **past, **present},
+        (*inputs, *past),
+    )
+
+
+def _tokens(output: str, *dims: str | int) -> Callable[[Any], _Example]:
+    def example(_: Any) -> _Example:
+        import torch
+
+        ids = torch.ones(_BATCH, _SEQUENCE, dtype=torch.int64)
+        pair: tuple[str | int, ...] = ("batch", "sequence")
+        return _Example(
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids)},
+            (output,),
+            {"input_ids": pair, "attention_mask": pair, **({output: dims} if dims else {})},
+        )
+
+    return example
+
+
+def _image(model: Any) -> _Example:
+    import torch
+
+    config = model.config
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = config.num_channels
+    pixels = torch.zeros(_BATCH, channels, height, width, dtype=model.dtype)
+    return _Example({"pixel_values": pixels}, ("logits",), {"pixel_values": ("batch", channels, height, width)})
+
+
+def _with_past(model: Any) -> Any:
+    """The model with its cache as plain pairs of tensors, which is all that the exporter can see."""
+    import torch
+    from transformers import DynamicCache
+
+    class WithPast(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> tuple[Any, ...]:
+            cache = DynamicCache(config=self.model.config)
+            for layer, (key, value) in enumerate(past):
+                cache.update(key, value, layer)
+            made = self.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            layers = made.past_key_values.layers
+            return (made.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
+
+    return WithPast()
+
+
+def _first_output(model: Any) -> Any:
+    import torch
+
+    class FirstOutput(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, **inputs: Any) -> Any:
+            return self.model(**inputs, return_dict=False)[0]
+
+    return FirstOutput()
+
+
+_TASKS: dict[str, tuple[str, Callable[[Any], _Example]]] = {
+    "text-generation-with-past": ("AutoModelForCausalLM", _generation),
+    "feature-extraction": ("AutoModel", _tokens("last_hidden_state")),
+    "text-classification": ("AutoModelForSequenceClassification", _tokens("logits")),
+    "token-classification": ("AutoModelForTokenClassification", _tokens("logits")),
+    "fill-mask": ("AutoModelForMaskedLM", _tokens("logits")),
+    "image-classification": ("AutoModelForImageClassification", _image),
+}

@@ -1,0 +1,1 @@
+"""How many bits where: budgets spread over layers, and layers that are better left alone."""

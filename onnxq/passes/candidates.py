@@ -1,0 +1,78 @@
+"""The same weights solved in several ways, to choose among them."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from onnxq.errors import UsageError
+from onnxq.methods.solution import Solution
+from onnxq.model.load import Model
+from onnxq.model.sites import Weight
+from onnxq.passes.calibrate import needy, requests
+from onnxq.passes.curvatures import Curvatures
+from onnxq.passes.plan import Plan
+from onnxq.passes.solving import in_order, solve, work_of
+from onnxq.recipes import NonFinitePolicy
+from onnxq.statistics.cache import collected
+from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.statistics import Statistics
+
+
+def statistics_of(
+    model: Model, plans: Sequence[Plan], weights: Sequence[Weight], calibration: Calibration | None
+) -> Statistics | None:
+    """What the methods of several plans want to know about activations, found in one run; None if it is nothing.
+
+    Raises:
+        UsageError: A method needs data and there is none.
+        DataError: The data does not fit the model.
+    """
+    wanted = [each for plan in plans for each in requests(plan, weights, model.ir.graph)]
+    if calibration is None:
+        if methods := sorted({name for plan in plans for name in needy(plan)}):
+            raise UsageError(f"method {', '.join(methods)} needs calibration data")
+        return None
+    return collected(model, wanted, calibration) if wanted else None
+
+
+def solve_each(
+    model: Model,
+    plans: Sequence[Plan],
+    weights: Sequence[Weight],
+    statistics: Statistics | None,
+    *,
+    non_finite: NonFinitePolicy = "error",
+    threads: int | None = None,
+) -> Iterator[tuple[int, int, Solution | str]]:
+    """Solve each weight as each plan says, weight by weight; only a few solutions are in memory at a time.
+
+    Args:
+        model: Not changed.
+        plans: Of the same weights.
+        weights: In the order of the plans' decisions.
+        statistics: From `statistics_of`.
+        non_finite: What to do with NaN and Inf.
+        threads: Weights solved at a time; by default one a processor.
+
+    Yields:
+        The number of the weight, the number of the plan, and the solution, or why the weight is left alone; nothing
+        where a plan does not quantize the weight.
+
+    Raises:
+        NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
+    """
+    curvatures = Curvatures(statistics)
+    work = [{id(item.weight): item for item in work_of(model.ir.graph, plan, weights)} for plan in plans]
+    keys = [
+        (at, number) for at, weight in enumerate(weights) for number in range(len(plans)) if id(weight) in work[number]
+    ]
+
+    def solved(at: int, number: int) -> Solution | str:
+        item = work[number][id(weights[at])]
+        return solve(item, non_finite, curvatures.of(item.measured))
+
+    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
+        calls = [partial(solved, *key) for key in keys]
+        for (at, number), solution in zip(keys, in_order(executor, calls), strict=True):
+            yield at, number, solution

@@ -1,0 +1,200 @@
+"""`convert`: the passes, one after the other, from a float model to a quantized one."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnxq.errors import UsageError
+from onnxq.model.load import Model
+from onnxq.model.sites import find_weights
+from onnxq.passes.activation_plan import ActivationPlan
+from onnxq.passes.calibrate import needy, statistics_for
+from onnxq.passes.finish import finish, fuse_products
+from onnxq.passes.plan import Decision, Plan, Selection, make_plan
+from onnxq.passes.prepare import prepare
+from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.round_activations import round_activations
+from onnxq.passes.sequential import solve_in_sequence
+from onnxq.passes.sink import Sink
+from onnxq.passes.standard_activations import use_standard_pairs
+from onnxq.passes.step import Change, Context
+from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
+from onnxq.recipes import Recipe
+from onnxq.statistics.calibration import Calibration
+
+Progress = Callable[[str, int, int], None]
+"""Called with the weight just done, elements done, and elements in all."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What is asked for; `onnxq.quantize` says what each means.
+
+    Attributes:
+        recipe: Which weights are quantized, and how.
+        target: Where the model goes.
+        selection: What the caller picks beside the recipe.
+        calibration: Data to run the model on.
+        statistics: A file of statistics, in place of the data.
+        sequential: Whether layers are solved one behind the other; None to let the recipe's methods decide.
+        resume: A folder where solved weights are kept.
+        device: `cpu` or `cuda`: where weights are solved.
+        threads: Weights solved at a time.
+        progress: Told about each weight when it is done.
+    """
+
+    recipe: Recipe
+    target: Target
+    selection: Selection = field(default_factory=Selection)
+    calibration: Calibration | None = None
+    statistics: str | Path | None = None
+    sequential: bool | None = None
+    resume: str | Path | None = None
+    device: str = "cpu"
+    threads: int | None = None
+    progress: Progress | None = None
+
+    def check(self) -> None:
+        """Refuse what cannot be meant.
+
+        Raises:
+            UsageError: Two of the arguments exclude each other, or one is out of range.
+        """
+        if self.threads is not None and self.threads < 1:
+            raise UsageError(f"threads is {self.threads}; at least one has to work")
+        if self.calibration is not None and self.statistics is not None:
+            raise UsageError("give either calibration data or a file of statistics")
+        if self.resume is not None and self.sequential is False:
+            raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
+        if (self.sequential or self.resume is not None) and self.calibration is None:
+            raise UsageError(
+                "sequential calibration runs the model itself: give calibration data, not a file of statistics"
+            )
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A model in its new form.
+
+    Attributes:
+        model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
+        plan: What was decided about each weight.
+        changes: What the steps did before the weights were quantized.
+        activations: What was decided about each activation.
+        results: What became of each weight that the plan quantizes, in its order.
+        calibrated: How the methods came to know about activations, in sentences.
+    """
+
+    model: Model
+    plan: Plan
+    changes: tuple[Change, ...]
+    activations: ActivationPlan
+    results: tuple[Result, ...]
+    calibrated: tuple[str, ...]
+
+    @property
+    def is_changed(self) -> bool:
+        """The model is not the one that came in."""
+        quantized = self.activations.sites or any(each.skipped is None for each in self.results)
+        return bool(quantized) or any(each.done for each in self.changes)
+
+
+def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
+    """Quantize a model.
+
+    Args:
+        model: Its graph is changed.
+        asked: What to do.
+        sink: Takes the bytes of quantized weights.
+        folder: For what lies on the disk meanwhile; empty, and there until the converted model is written.
+
+    Raises:
+        UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
+    """
+    asked.check()
+    stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
+    context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
+    model, changes = prepare(model, context)
+    rounded = round_activations(model, context, asked.statistics)
+    model, activations = rounded.model, rounded.plan
+    plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
+    statistics, solutions = None, None
+    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
+        solutions = solve_in_sequence(
+            model,
+            plan,
+            weights,
+            asked.calibration,
+            folder / "solutions" if asked.resume is None else Path(asked.resume),
+            non_finite=asked.recipe.non_finite,
+            device=asked.device,
+            threads=asked.threads,
+        )
+    else:
+        statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+    calibrated: tuple[str, ...] = ()
+    if solutions is None and (seen := statistics or rounded.ranges) is not None:
+        calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
+    elif asked.calibration is not None:
+        calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
+    plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
+    if not plan.quantized and not activations.sites and not any(each.done for each in changes):
+        return Converted(model, plan, changes, activations, (), calibrated)
+    results = quantize_weights(
+        model.ir,
+        plan,
+        weights,
+        sink,
+        statistics=statistics,
+        solutions=solutions,
+        non_finite=asked.recipe.non_finite,
+        device=asked.device,
+        threads=asked.threads,
+        progress=_counted(plan, [weight.size for weight in weights], asked.progress),
+    )
+    fuse_products(model.ir)
+    if activations.sites and plan.target == "standard":
+        use_standard_pairs(model.ir)
+        finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
+    finish(model.ir, plan.opset, plan.ir_version)
+    return Converted(model, plan, changes, activations, tuple(results), calibrated)
+
+
+def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
+    """A decision with the bytes that its weight took before any step."""
+    return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
+
+
+def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:
+    """Whether layers are solved one behind the other."""
+    if asked.sequential is not None or asked.resume is not None:
+        return bool(asked.sequential or asked.resume)
+    return calibration.cache is None and bool(needy(plan))
+
+
+def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callable[[str, int], None] | None:
+    """A progress that adds up."""
+    if progress is None:
+        return None
+    done, total = 0, sum(size for size, each in zip(sizes, plan, strict=True) if each.spec)
+
+    def advance(name: str, size: int) -> None:
+        nonlocal done
+        done += size
+        progress(name, done, total)
+
+    return advance
+
+
+def _without_statistics(model: Model, calibration: Calibration, *, in_sequence: bool) -> tuple[str, ...]:
+    """What data was good for where no statistics of the whole model came of it."""
+    if not in_sequence:
+        return ("no method of this recipe looks at activations: the data was not used",)
+    how = "layer by layer: each is calibrated behind the quantized layers before it"
+    return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
+
+
+def _sampled(samples: int, *, synthetic: bool) -> str:
+    if synthetic:
+        return f"calibrated on {samples} synthetic samples, made from the input specs: real data does better"
+    return f"calibrated on {samples} samples"

@@ -1,0 +1,85 @@
+"""The step that rounds activations, after all others on the float model and before its weights are solved.
+
+So what weights are calibrated on, and what their errors are measured against, are rounded activations.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxq.errors import UsageError
+from onnxq.model.load import Model
+from onnxq.model.save import Staging
+from onnxq.passes.activation_plan import ActivationPlan, plan_activations
+from onnxq.passes.finish import finish
+from onnxq.passes.fold_norms import fold_norms
+from onnxq.passes.quantize_activations import quantize_activations
+from onnxq.passes.step import Context, rewritten
+from onnxq.statistics.cache import load_statistics
+from onnxq.statistics.statistics import Statistics
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A float model whose activations are rounded.
+
+    Attributes:
+        model: The model that was given, or one that stands for it.
+        plan: What was decided about its activations.
+        ranges: What static scales come from; None where there are none.
+    """
+
+    model: Model
+    plan: ActivationPlan
+    ranges: Statistics | None
+
+
+def round_activations(model: Model, context: Context, file: str | Path | None = None) -> Rounded:
+    """Put a pair of Q and DQ, or a function in its place, behind every activation that the recipe quantizes.
+
+    Args:
+        model: Its graph is changed.
+        context: What the step has to go by.
+        file: Statistics of this model, in place of the data.
+
+    Raises:
+        UsageError: Static scales need data and there is none.
+        DataError, NonFiniteError, SessionError, OutputError: As `Context.statistics` and `rewritten`.
+    """
+    planned = plan_activations(model.ir, context.recipe, context.target, context.selection)
+    if not planned.sites:
+        return Rounded(model, planned, None)
+    wanted, ranges = planned.requests(), None
+    if wanted and context.calibration is None and file is None:
+        raise UsageError(
+            f"recipe '{context.recipe.name}' has static scales of activations, which need data: --calib DATA or "
+            "--calib synthetic; granularity: token needs none"
+        )
+    if wanted:
+        ranges = (
+            context.statistics(model, wanted, "activation") if file is None else load_statistics(file, model, wanted)
+        )
+    made: list[ActivationPlan] = []
+
+    def edit(model: Model, staging: Staging) -> bool:
+        fold_norms(model.ir, [node for site in planned.sites for node, _ in site.uses], staging)
+        # Of the graph as it is now; values have kept their names.
+        made.append(plan_activations(model.ir, context.recipe, context.target, context.selection))
+        quantize_activations(model.ir, made[0].sites, ranges or Statistics({}), staging)
+        finish(model.ir, made[0].opset, made[0].ir_version)
+        return True
+
+    return Rounded(rewritten(model, edit, context.folder), made[0], ranges)
+
+
+def _ranges(model: Model, planned: ActivationPlan, context: Context, file: str | Path | None) -> Statistics | None:
+    wanted = planned.requests()
+    if not wanted:
+        return None
+    if file is not None:
+        return load_statistics(file, model, wanted)
+    if context.calibration is None:
+        raise UsageError(
+            f"recipe '{context.recipe.name}' has static scales of activations, which need data: --calib DATA or "
+            "--calib synthetic; granularity: token needs none"
+        )
+    return context.statistics(model, wanted, "activation")

@@ -1,0 +1,117 @@
+"""What it costs to round activations: the tables of docs/activations.md.
+
+    python tools/measure_activations.py                    # everything: about an hour on two cores
+    python tools/measure_activations.py --step 8           # every eighth window of the language model
+
+The digits models are measured by their accuracy on the test images. The language model is measured by the change of its
+negative log-likelihood, in nats a token, on `heldout.npy`, calibrated on `calibration.npy`; and so are the two models
+with outliers that `samples/code_lm/outliers.py` makes of it, which compute the same.
+"""
+
+import argparse
+import math
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from subprocess import DEVNULL
+
+import numpy as np
+
+import onnxq
+from onnxq.recipes import Recipe, load_recipe, parse_recipe
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+LANGUAGE, DIGITS = SAMPLES / "code_lm", SAMPLES / "digits"
+WINDOW = 256
+_BYTES = "{format: uint8, symmetric: false, range: mse}"
+_FP4, _FP6 = "[fp4_e2m1, fp4_e1m2, fp4_e3m0]", "[fp6_e2m3, fp6_e3m2]"
+
+# By what the tables call them: rows of the digits models, rows of the language model.
+VISION: Mapping[str, str] = {
+    "W8A8, the preset `w8a8`": "w8a8",
+    "W8A8, `range: dynamic`": "weight: {format: int8}, activation: {format: uint8, symmetric: false, range: dynamic}",
+    "W4A8, `gptq`": f"weight: {{format: int4, method: gptq}}, activation: {_BYTES}",
+    "W6A6, the preset `w6a6-fp`": "w6a6-fp",
+    "W4A4, the preset `w4a4-fp`": "w4a4-fp",
+}
+TEXT: Mapping[str, str] = {
+    "W8A8 `absmax`": "weight: {format: int8}, activation: {format: uint8, symmetric: false}",
+    "W8A8 `percentile`": "weight: {format: int8}, activation: {format: uint8, symmetric: false, range: percentile}",
+    "W8A8 `entropy`": "weight: {format: int8}, activation: {format: uint8, symmetric: false, range: entropy}",
+    "W8A8 `mse`, the preset `w8a8`": "w8a8",
+    "W8A8 `dynamic`": "weight: {format: int8}, activation: {format: uint8, symmetric: false, range: dynamic}",
+    "W8A8 per token": "weight: {format: int8}, activation: {format: int8, granularity: token}",
+    "W6A6 FP, no shift, `rtn`": f"weight: {{format: {_FP6}}}, activation: {{format: fp6_e3m2, range: mse}}",
+    "W6A6 FP, the preset `w6a6-fp`": "w6a6-fp",
+    "W6A6 FP per token, `rtn`": f"weight: {{format: {_FP6}}}, activation: {{format: fp6_e3m2, granularity: token}}",
+    "W4A4 FP, no shift, `rtn`": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1, range: mse}",
+    "W4A4 FP, no shift": f"weight: {{format: {_FP4}, method: search}}, activation: {{format: fp4_e2m1, range: mse}}",
+    "W4A4 FP, the preset `w4a4-fp`": "w4a4-fp",
+    "W4A4 FP per token, `rtn`": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1, granularity: token}",
+}
+
+
+def recipe_of(text: str) -> Recipe:
+    """A preset, or a recipe of one rule."""
+    return parse_recipe(f"rules: [{{{text}}}]") if ":" in text else load_recipe(text)
+
+
+def accuracies(folder: Path) -> Iterator[tuple[str, list[float]]]:
+    """Accuracy of each digits model by row, the float models first."""
+    paths = [DIGITS / f"{name}.onnx" for name in ("resnet", "vit")]
+    yield "float", [onnxq.evaluate(path, data=DIGITS / "test.npz").value for path in paths]
+    for name, text in VISION.items():
+        row = []
+        for path in paths:
+            output, data = folder / "vision.onnx", onnxq.Calibration(DIGITS / "calibration.npz")
+            onnxq.quantize(path, recipe_of(text), output=output, calibration=data, force=True)
+            row.append(onnxq.evaluate(output, data=DIGITS / "test.npz").value)
+        yield name, row
+
+
+def changes(folder: Path, step: int, samples: int) -> Iterator[tuple[str, list[float]]]:
+    """What each row adds to the loss of the language model, plain, with outlier channels and with spikes."""
+    tokens = np.load(LANGUAGE / "heldout.npy")
+    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
+    paths = [LANGUAGE / "model.onnx", *with_outliers(folder)]
+
+    def loss(path: Path) -> float:
+        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW).value)
+
+    exact = [loss(path) for path in paths]
+    for name, text in TEXT.items():
+        row = []
+        for path, before in zip(paths, exact, strict=True):
+            output, data = folder / "text.onnx", onnxq.Calibration(LANGUAGE / "calibration.npy", samples=samples)
+            onnxq.quantize(path, recipe_of(text), output=output, calibration=data, force=True)
+            row.append(loss(output) - before)
+        yield name, row
+
+
+def with_outliers(folder: Path) -> list[Path]:
+    """The models with outlier channels, and with spikes."""
+    made = {folder / "channels.onnx": [], folder / "spikes.onnx": ["--spikes"]}
+    for path, options in made.items():
+        subprocess.run([sys.executable, str(LANGUAGE / "outliers.py"), str(path), *options], check=True, stdout=DEVNULL)
+    return list(made)
+
+
+def main() -> None:
+    """Measure, and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--step", type=int, default=1, help="measure every so many windows of the language model")
+    parser.add_argument("--samples", type=int, default=32, help="windows of 512 tokens that it is calibrated on")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        print("| digits | resnet | vit |\n| --- | --- | --- |")
+        for name, values in accuracies(Path(folder)):
+            print(f"| {name} | " + " | ".join(f"{100 * each:.2f} %" for each in values) + " |", flush=True)
+        print("\n| code_lm | plain | outlier channels | spikes |\n| --- | --- | --- | --- |")
+        for name, values in changes(Path(folder), options.step, options.samples):
+            print(f"| {name} | " + " | ".join(f"{each:+.4f}" for each in values) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
