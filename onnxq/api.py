@@ -80,6 +80,7 @@ def quantize(
             all; until then what stood there stays.
         target: `ort` runs in onnxruntime as it is, `standard` uses the tensor types of ONNX 1.23 (for interchange; no
             runtime executes all of them), `ort-int8` stores FP6 E2M3 and FP4 as int8 for onnxruntime's 8-bit kernel,
+            `ort-cuda` lays weights out as onnxq's GPU kernels read them (without such a GPU it runs all the same),
             `native` leaves integers to onnxq's own kernels as well.
         include: Globs on names of nodes and weights; others stay float.
         exclude: Globs on names of nodes and weights that stay float.
