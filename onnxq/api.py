@@ -143,7 +143,7 @@ def quantize(
             else:
                 written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     made = _report(
         loaded, written, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size_bytes, notes=notes
     )
@@ -225,7 +225,7 @@ def quantize_proto(
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
     size = result.ByteSize()
     made = _report(
         loaded, None, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size, notes=notes

@@ -66,6 +66,9 @@ Common = Annotated[
     Path, typer.Option("--data", metavar="D", help="Token ids (.npy), or inputs (.npz).", show_default=False)
 ]
 Worst = Annotated[int, typer.Option("--worst", min=0, metavar="N", help="Show the N layers furthest apart.")]
+Cached = Annotated[
+    bool, typer.Option("--cached", help="Read one token a run behind the model's cache, as generating does.")
+]
 Along = Annotated[bool, typer.Option("--along", help="Show all layers, in the order in which they are computed.")]
 Samples = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Use the first N windows or samples.")]
 
@@ -78,6 +81,7 @@ def evaluate(
     sequence: SequenceLength = 256,
     batch: Batch = 8,
     limit: Limit = None,
+    cached: Cached = False,
     accuracy_level: AccuracyLevel = None,
     providers: Providers = None,
     threads: Threads = None,
@@ -101,6 +105,7 @@ def evaluate(
             sequence=sequence,
             batch=batch,
             limit=limit,
+            cached=cached,
             providers=provider_list(providers),
             threads=threads,
             accuracy_level=accuracy_level,

@@ -11,14 +11,15 @@ import onnx_ir as ir
 from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
-from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
+from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
 from onnxq.functions import bodies, rounding
+from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -63,6 +64,10 @@ def format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
+    if operator.startswith("Cache"):
+        return _of_cache(domain, operator)
+    if operator == "Hadamard":
+        return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
@@ -97,6 +102,40 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         linear = bodies.linear_asymmetric if asymmetric else bodies.linear
         scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
+
+
+def _of_cache(domain: Opset, operator: str) -> tuple[FunctionProto, ...]:
+    match = re.fullmatch(r"(CacheScale|CacheQuantize|CacheDequantize)(.+)", operator)
+    if match is None:
+        raise ValueError(operator)
+    family, suffix = match.groups()
+    kind = format_of(suffix)
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]]
+    if family == "CacheScale":
+        scripts = [(cache_bodies.cache_scale, cache_bodies.cache_scale(domain, kind))]
+    elif family == "CacheDequantize":
+        unpacking = bodies.unpack(domain, kind.bits)
+        dequantizing = cache_bodies.cache_dequantize(domain, kind, unpacking)
+        scripts = [(bodies.unpack, unpacking), (cache_bodies.cache_dequantize, dequantizing)]
+    else:
+        finding: Any = cache_bodies.integer_codes if isinstance(kind, Integer) else cache_bodies.minifloat_codes
+        codes, packing = finding(domain, kind), cache_bodies.pack(domain, kind.bits)
+        quantizing = cache_bodies.cache_quantize(domain, kind, codes, packing)
+        scripts = [(finding, codes), (cache_bodies.pack, packing), (cache_bodies.cache_quantize, quantizing)]
+    names = {
+        "Unpack": f"Unpack{kind.bits}",
+        "Pack": f"Pack{kind.bits}",
+        "CacheCodes": f"CacheCodes{suffix}",
+        **{
+            f"{each}{tail}": f"{each}{suffix}"
+            for each in ("CacheQuantize", "CacheDequantize")
+            for tail in ("", "Bytes")
+        },
+        "CacheScale": operator,
+    }
+    protos = [_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts]
+    used = {node.op_type for proto in protos for node in proto.node} | {operator}
+    return tuple(proto for proto in protos if proto.name in used)
 
 
 def _text(body: object, **parts: str) -> str:
