@@ -120,9 +120,10 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float:
 
 def sqnr_as_guide(layers: Layers) -> tuple[float, float]:
     """The lowest and highest rank correlation, over formats, of the error of a weight with what it does."""
-    found = []
-    for name in {each.recipe for each in layers.effects}:
-        found.append(spearman([(-each.weight_sqnr_db, each.kl) for each in layers.effects if each.recipe == name]))
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for each in layers.effects:
+        pairs.setdefault(each.recipe, []).append((-each.weight_sqnr_db, each.kl))
+    found = [spearman(one) for one in pairs.values()]
     return min(found), max(found)
 
 
