@@ -17,12 +17,12 @@ from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
 from onnxq.model.versions import package_versions
-from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result
 from onnxq.passes.record import Recorder
+from onnxq.passes.rounding import ActivationPlan, plan_activations
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
@@ -80,6 +80,7 @@ def quantize(
             all; until then what stood there stays.
         target: `ort` runs in onnxruntime as it is, `standard` uses the tensor types of ONNX 1.23 (for interchange; no
             runtime executes all of them), `ort-int8` stores FP6 E2M3 and FP4 as int8 for onnxruntime's 8-bit kernel,
+            `ort-cuda` lays weights out as onnxq's GPU kernels read them (without such a GPU it runs all the same),
             `native` leaves integers to onnxq's own kernels as well.
         include: Globs on names of nodes and weights; others stay float.
         exclude: Globs on names of nodes and weights that stay float.

@@ -12,7 +12,8 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
-from onnxq.functions import bodies, rounding
+from onnxq.formats.tiled import TILED_FORMATS
+from onnxq.functions import bodies, rounding, tiled
 from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
@@ -42,7 +43,8 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     """The functions of some operators, each behind those that it calls, as onnx.reference wants them.
 
     Args:
-        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `ScaleE8M0`.
+        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `MatMulINT4Tiled`,
+            `ScaleE8M0`.
         opset: The version of the standard operators that the model imports, 13 or later.
     """
     protos = {proto.name: proto for operator in operators for proto in _with_callees(operator)}
@@ -68,16 +70,25 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         return _of_cache(domain, operator)
     if operator == "Hadamard":
         return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
-    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
-    family, suffix, asymmetric = match.groups()
+    family, suffix, in_tiles, asymmetric = match.groups()
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         made = bodies.scale_from_codes(domain, values)
         return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
     kind = format_of(suffix)
+    if in_tiles:
+        if family != "MatMul" or kind.name not in TILED_FORMATS:
+            raise ValueError(operator)
+        untiling = tiled.untile(domain, kind)
+        multiply = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
+        product = multiply(domain, kind, untiling)
+        renamed = {untiling.name: f"Untile{suffix}", product.name: operator}
+        bodied = ((tiled.untile, untiling), (multiply, product))
+        return tuple(_named(made, renamed, _text(body, F=suffix)) for body, made in bodied)
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
         rounding = _ROUNDING[name]
