@@ -5,7 +5,7 @@ from onnxq.recipes.cache import CachePart, CacheSpec
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
 from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
-from onnxq.recipes.steps import SITE_KINDS, STEPS, Aweq, Awq, Disassemble, Shift, SiteKind, Smooth, Step
+from onnxq.recipes.steps import SITE_KINDS, STEPS, Aweq, Awq, Disassemble, Rotate, Shift, SiteKind, Smooth, Step
 
 __all__ = [
     "SITE_KINDS",
@@ -23,6 +23,7 @@ __all__ = [
     "QuantSpec",
     "Recipe",
     "Role",
+    "Rotate",
     "Rule",
     "SiteKind",
     "Smooth",
