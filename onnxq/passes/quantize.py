@@ -16,6 +16,7 @@ from onnxq.methods.backend import get_module
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
+from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
 from onnxq.passes.insert import insert
@@ -107,8 +108,9 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     spec, kind = decision.spec, solution.format.name
     if spec is None:
         raise ValueError(weight.name)
+    beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" else None
+    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and not solution.low_rank else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if int8.is_matmul_weight(weight) and not reads_integers(weight):
@@ -123,4 +125,4 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         quantize_biases(editor, weight, solution, sink)
     elif size_bytes is None:
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
-    return Result(weight.name, kind, size_bytes, solution.sqnr_db)
+    return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db)
