@@ -143,7 +143,9 @@ def _way(node: ir.Node) -> list[str]:
         return ["integer"]
     if any(_is_float_weight(node, operand) for operand in weight_operands(node)):
         return ["plain"]
-    if not is_op(node, "DequantizeLinear") or weight_of(node) is None:
+    weight = weight_of(node) if is_op(node, "DequantizeLinear") else None
+    # Biases are int32.
+    if weight is None or weight.dtype == ir.DataType.INT32:
         return []
     users = [use.node for use in node.outputs[0].uses()]
     handled = users and all(fused_bits(user) or integer_product(user) for user in users)

@@ -76,10 +76,10 @@ class QuantSpec(BaseModel):
             raise ValueError(f"scale {self.scale} needs symmetric: true")
         return self
 
-    def describe(self) -> str:
-        """One line for people: `fp4_e2m1, groups of 32, fp16 scales`."""
+    def describe(self, chosen: str | None = None) -> str:
+        """One line for people: `fp4_e2m1, groups of 32, fp16 scales`; of several formats the one that was chosen."""
         where = {"tensor": "one scale", "channel": "per channel", "group": f"groups of {self.group_size}"}
-        parts = ["|".join(self.format), where[self.granularity]]
+        parts = [chosen or "|".join(self.format), where[self.granularity]]
         if self.scale != "auto":
             parts.append(f"{self.scale} scales")
         if not self.symmetric:
@@ -87,5 +87,5 @@ class QuantSpec(BaseModel):
         if self.method != "rtn":
             parts.append(self.method)
         if self.low_rank is not None:
-            parts.append(f"and rank {self.low_rank} beside it")
+            parts.append(f"rank {self.low_rank} beside it")
         return ", ".join(parts)
