@@ -74,12 +74,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
     kind = format_of(suffix)
     if in_tiles:
-        if family != "MatMul" or kind.name not in TILED_FORMATS:
-            raise ValueError(operator)
-        untiling = tiled.untile(domain, kind)
-        product = (tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled)(domain, kind, untiling)
-        renamed = {untiling.name: f"Untile{suffix}", product.name: operator}
-        return tuple(_renamed(each, renamed) for each in (untiling, product))
+        return _tiled(operator, kind, family, asymmetric or "")
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
         return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
@@ -99,6 +94,20 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
     if family == "Linear":
         scripts.append((bodies.linear_asymmetric if asymmetric else bodies.linear)(domain, scripts[-1]))
+    return tuple(_renamed(each, names) for each in scripts)
+
+
+def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[FunctionProto, ...]:
+    """The functions of `MatMul<F>Tiled` or `Linear<F>Tiled`."""
+    if family not in ("MatMul", "Linear") or kind.name not in TILED_FORMATS:
+        raise ValueError(operator)
+    domain, suffix = Opset(DOMAIN, VERSION), operator_suffix(kind)
+    untiling = tiled.untile(domain, kind)
+    scripts = [untiling, (tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled)(domain, kind, untiling)]
+    names = {untiling.name: f"Untile{suffix}", scripts[1].name: f"MatMul{suffix}Tiled{asymmetric}"}
+    if family == "Linear":
+        scripts.append((tiled.linear_tiled_asymmetric if asymmetric else tiled.linear_tiled)(domain, scripts[1]))
+        names[scripts[2].name] = operator
     return tuple(_renamed(each, names) for each in scripts)
 
 
