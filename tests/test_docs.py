@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import (
+    STEPS,
     ActivationSpec,
     Match,
     QuantSpec,
@@ -30,6 +32,7 @@ from onnxq.recipes import (
     parse_recipe,
     preset_names,
 )
+from onnxq.recipes.steps import Diagonal
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -71,9 +74,11 @@ def calibrated_presets() -> set[str]:
     """Presets that are refused without data."""
 
     def needs_data(rule: Rule) -> bool:
-        return rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs"
+        static = rule.activation is not None and not rule.activation.is_dynamic
+        return static or (rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs")
 
-    return {name for name in preset_names() if any(map(needs_data, load_recipe(name).rules))}
+    recipes = {name: load_recipe(name) for name in preset_names()}
+    return {name for name, each in recipes.items() if each.equalize or any(map(needs_data, each.rules))}
 
 
 @pytest.fixture
@@ -146,6 +151,10 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     activation = [cells[0].strip("`") for cells in table(DOCS / "activations.md", "key")]
     assert activation == list(ActivationSpec.model_fields)
     assert sorted(keys) == sorted(field for model in models for field in model.model_fields)
+    steps = {name: each for name, each in STEPS.items() if issubclass(each, Diagonal)}
+    assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "method")} == steps.keys()
+    fields = {field for each in steps.values() for field in each.model_fields} - {"method"}
+    assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "key")} == fields
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
     for name, (_, formats, share, scale, method) in rows.items():
@@ -214,15 +223,19 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
 @pytest.mark.parametrize("target", ["ort", "ort-int8", "ort-cuda", "standard"])
 def test_targets_page_says_what_each_preset_becomes(target: str, tmp_path: Path) -> None:
     original = onnx.ModelProto.FromString((CODE_LM / "model.onnx").read_bytes())
-    calibration = onnxq.Calibration(CODE_LM / "calibration.npy", samples=8, cache=tmp_path / "statistics")
+    calibration = onnxq.Calibration(CODE_LM / "calibration.npy", samples=8)
     before = {(node.domain, node.op_type) for node in original.graph.node}
     rows = table(DOCS / "targets.md", "recipe", "`ort-cuda`" if target == "ort-cuda" else "`ort`")
     assert sorted(name for cells in rows for name in named(cells[0])) == sorted({*preset_names()} - {"none"})
     for recipes, *cells in rows:
         for recipe in named(recipes):
             if recipe in calibrated_presets():
+                # A cache is of one model: those that change more than weights have their own.
+                asked = load_recipe(recipe)
+                own = recipe if asked.equalize or any(rule.activation for rule in asked.rules) else "shared"
+                cached = replace(calibration, cache=tmp_path / own)
                 made, _ = onnxq.quantize_proto(
-                    original, recipe, target=target, include=FIRST_ATTENTION, calibration=calibration
+                    original, recipe, target=target, include=FIRST_ATTENTION, calibration=cached
                 )
             else:
                 made, _ = onnxq.quantize_proto(original, recipe, target=target)

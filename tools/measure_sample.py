@@ -145,7 +145,8 @@ def calibration_for(preset: str, data: Path, cache: Path | None = None) -> onnxq
     methods = {rule.weight.method for rule in recipe.rules if rule.weight}
     static = any(rule.activation and not rule.activation.is_dynamic for rule in recipe.rules)
     needs = static or recipe.equalize or any(SOLVERS[method].hessian == "needs" for method in methods)
-    return onnxq.Calibration(data, cache=cache) if needs else None
+    # A cache is of one model, and this preset may have one of its own.
+    return onnxq.Calibration(data, cache=None if static or recipe.equalize else cache) if needs else None
 
 
 def _rounds(preset: str) -> bool:

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from onnxq.formats import Integer
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, describe
 from onnxq.passes.insert import Shelf
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import LOSSLESS_INT8
@@ -44,7 +44,7 @@ def as_int8(solution: Solution, dtype: ir.DataType) -> Solution | None:
     )
 
 
-def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink) -> int | None:
+def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int | None:
     """Turn the products with a weight into `MatMulNBits(bits=8)`.
 
     Args:
@@ -52,6 +52,7 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
         weight: For which `fusion.is_matmul_weight` holds.
         solution: From `as_int8`.
         sink: Takes the bytes.
+        text: What a graph viewer shows about them.
 
     Returns:
         Bytes of codes and scales, or None where the operator has no block size for the weight's groups, or filled up to
@@ -79,5 +80,6 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
     ]
     attributes = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     for site in weight.sites:
+        describe(site.node, text)
         editor.replace(site.node, ("com.microsoft", "MatMulNBits"), [site.node.inputs[0], *values], attributes)
     return shelf.size_bytes

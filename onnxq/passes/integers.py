@@ -4,13 +4,14 @@ The rules are what onnxruntime 1.31.1 was seen to do on the CPU at its default o
 of them against the model that onnxruntime really makes:
 
 - `MatMul` of any rank becomes MatMulIntegerToFloat, or DynamicQuantizeMatMul behind a DynamicQuantizeLinear.
-- `Conv` becomes QLinearConv where its result is quantized too, with nothing but Relu or Clip between. Onnxruntime
-  quantizes the bias itself.
+- `Conv` becomes QLinearConv where its result is quantized too, with nothing between but Relu or Clip that cut off what
+  the codes do not reach. Onnxruntime quantizes the bias itself.
 - `Gemm`, and a `MatMul` of matrices with an Add behind it, become QGemm where the weight has a zero point, be it zero,
   and the bias is int32 with the product of both scales for its scale.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import onnx_ir as ir
@@ -22,7 +23,6 @@ from onnxq.passes.fusion import constant, is_op, producer
 from onnxq.passes.sink import Sink
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
-_BEHIND_CONV = ("Relu", "Clip")
 
 Place = tuple[ir.Node, int]
 """A node, and which of its inputs."""
@@ -157,12 +157,37 @@ def _is_vector(value: ir.Value | None) -> bool:
 
 
 def _is_quantized_behind(conv: ir.Node) -> bool:
-    """Whether every reader quantizes the result of a convolution, or of the Relu or Clip behind it."""
-    result = conv.outputs[0]
+    """Whether every reader quantizes the result of a convolution, or that of a Relu or Clip which changes nothing."""
+    result, low, high = conv.outputs[0], -math.inf, math.inf
     while not result.is_graph_output() and len(result.uses()) == 1:
         (use,) = result.uses()
-        if not is_op(use.node, *_BEHIND_CONV) or use.idx:
+        if use.idx or not is_op(use.node, "Relu", "Clip"):
             break
-        result = use.node.outputs[0]
+        ends = _ends(use.node)
+        low, high, result = max(low, ends[0]), min(high, ends[1]), use.node.outputs[0]
     users = [use.node for use in result.uses()]
-    return bool(users) and not result.is_graph_output() and all(is_op(user, "QuantizeLinear") for user in users)
+    return bool(users) and not result.is_graph_output() and all(_lies_within(user, low, high) for user in users)
+
+
+def _ends(node: ir.Node) -> tuple[float, float]:
+    """Between which numbers a Relu or Clip puts its result; nowhere, where that is not constant."""
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    ends = [-math.inf, math.inf]
+    for at, value in enumerate(node.inputs[1:3]):
+        if value is not None:
+            tensor = constant(value)
+            ends[at] = (math.inf, -math.inf)[at] if tensor is None else float(tensor.numpy().reshape(()))
+    return ends[0], ends[1]
+
+
+def _lies_within(node: ir.Node, low: float, high: float) -> bool:
+    """Whether a node quantizes to codes that reach no farther than two numbers, so clipping there changes nothing."""
+    if not is_op(node, "QuantizeLinear"):
+        return False
+    scale, zero = (constant(value) for value in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
+    if scale is None or zero is None or scale.size != 1 or zero.dtype not in _BYTES:
+        return low == -math.inf and high == math.inf
+    step, point, limits = float(scale.numpy().item()), int(zero.numpy().item()), np.iinfo(zero.dtype.numpy())
+    tolerance = float(np.finfo(np.float32).eps)
+    return (limits.min - point) * step >= low - tolerance and (limits.max - point) * step <= high + tolerance

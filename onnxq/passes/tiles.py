@@ -7,7 +7,7 @@ from onnxq.formats.tiled import pack_tiled
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, describe
 from onnxq.passes.finish import with_bias
 from onnxq.passes.insert import Shelf, scales
 from onnxq.passes.sink import Sink
@@ -16,7 +16,7 @@ from onnxq.passes.sink import Sink
 _LAYOUT = 1
 
 
-def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: Sink) -> int:
+def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int:
     """Turn the products with a weight into `MatMul<F>Tiled`, those with a bias into `Linear<F>Tiled`.
 
     Args:
@@ -24,6 +24,7 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
         weight: For which `fusion.will_tile` holds.
         solution: Its codes and scales.
         sink: Takes the bytes.
+        text: What a graph viewer shows about them.
 
     Returns:
         Bytes of codes, scales and zero points.
@@ -50,9 +51,13 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
         place, bias = with_bias(node, N)
         inputs = [node.inputs[0], packed, scale_for(node), *zeros]
         if bias is not None:
+            describe(place, text)
             editor.replace(place, (DOMAIN, f"Linear{ending}"), [*inputs, bias], attributes)
+            # People know a weight by the product that reads it, not by the addition behind.
             place.name = node.name
-        elif node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
+            continue
+        describe(node, text)
+        if node.op_type == "Gemm" and len(node.inputs) > 2 and node.inputs[2] is not None:
             result = ir.Value(name=f"{node.name or weight.name}_product", type=ir.TensorType(weight.dtype))
             product = editor.before(node, (DOMAIN, f"MatMul{ending}"), inputs, attributes, result)
             editor.replace(node, ("", "Add"), [product, node.inputs[2]], {})

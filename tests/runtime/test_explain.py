@@ -393,6 +393,7 @@ def test_sentences_and_dict_say_the_same(model_of):
         "fused": [{"bits": 4, "accuracy_level": 4, "count": 1}],
         "native": {},
         "functions": {},
+        "rounded": 0,
         "dequantized": 0,
         "integer": 0,
         "plain": 0,
