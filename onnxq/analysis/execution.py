@@ -12,6 +12,7 @@ from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
 from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
 from onnxq.passes.integers import integer_product
+from onnxq.runtime.cuda import device
 from onnxq.runtime.native import native_library
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
@@ -94,8 +95,10 @@ class Execution:
         }
 
 
-def execution(model: Model | str | Path, *, accuracy_level: int | None = None, native: bool = True) -> Execution:
-    """Tell how the weights of a model run on the CPU in a session that `onnxq.session` makes.
+def execution(
+    model: Model | str | Path, *, accuracy_level: int | None = None, native: bool = True, cuda: bool = False
+) -> Execution:
+    """Tell how the weights of a model run in a session that `onnxq.session` makes, on the CPU unless said otherwise.
 
     Args:
         model: a loaded model, or the path of one.
@@ -103,6 +106,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
             that stand in the file, which carry their own level.
         native: as in `onnxq.session`: onnxq's own kernels run where the library is there; False tells how unmodified
             onnxruntime runs the model.
+        cuda: the session runs on CUDA. What onnxruntime fuses is told as for the CPU.
 
     Returns:
         The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out. Where the
@@ -115,7 +119,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
     ways: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
-    has_kernel = _with_kernels() if native else frozenset()
+    has_kernel = _with_kernels(cuda=cuda) if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
             ways["rounded"] += 1
@@ -133,8 +137,10 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
     return Execution(tuple(kinds), dict(sorted((+kernels).items())), dict(sorted((+functions).items())), **ways)
 
 
-def _with_kernels() -> frozenset[str]:
+def _with_kernels(*, cuda: bool) -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
+    if cuda:
+        return frozenset() if device.problem() else native_library().cuda_operators
     return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
 
 
