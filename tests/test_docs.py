@@ -205,8 +205,8 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
         for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
-                if family == "MatMul" and kind.name in TILED_FORMATS:
-                    wanted[f"MatMul{operator_suffix(kind)}Tiled{ending}"] = f"MatMul<F>Tiled{ending}"
+                if family != "Dequantize" and kind.name in TILED_FORMATS:
+                    wanted[f"{family}{operator_suffix(kind)}Tiled{ending}"] = f"{family}<F>Tiled{ending}"
         if is_roundable(kind):
             for name in ("QuantizeDequantize<F>", "RowScale<F>"):
                 wanted[name.replace("<F>", operator_suffix(kind))] = name

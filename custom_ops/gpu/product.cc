@@ -36,8 +36,8 @@ bool launch(const Driver& driver, const char* what, const Launch& how, void** pa
 }
 
 // 256 threads of four numbers, as the head of pieces.cu says.
-bool launch_pieces(const char* what, void* function, const void* from, void* to, int64_t count, void* stream,
-                   char* message, size_t size) {
+bool launch_pieces(const char* what, void* function, int64_t count, void* stream, void** parameters, char* message,
+                   size_t size) {
   const Driver* driver = find_driver(message, size);
   if (!driver) return false;
   const int64_t blocks = divide_up(count, 1024);
@@ -45,10 +45,8 @@ bool launch_pieces(const char* what, void* function, const void* from, void* to,
     snprintf(message, size, "%lld numbers are too many for one launch", static_cast<long long>(count));
     return false;
   }
-  const Launch how{function, {static_cast<uint32_t>(blocks), 1}, 256, 0, stream, false};
-  long long numbers = count;
-  void* parameters[] = {&from, &to, &numbers};
-  return launch(*driver, what, how, parameters, message, size);
+  return launch(*driver, what, {function, {static_cast<uint32_t>(blocks), 1}, 256, 0, stream, false}, parameters,
+                message, size);
 }
 
 }  // namespace
@@ -110,12 +108,17 @@ bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char
 
 bool split_float32(const Kernels& kernels, const void* x, void* pieces, int64_t count, void* stream, char* message,
                    size_t size) {
-  return launch_pieces("split_float32", kernels.split_float32, x, pieces, count, stream, message, size);
+  long long numbers = count;
+  void* parameters[] = {&x, &pieces, &numbers};
+  return launch_pieces("split_float32", kernels.split_float32, count, stream, parameters, message, size);
 }
 
-bool sum_pieces(const Kernels& kernels, const void* sums, void* y, int64_t count, void* stream, char* message,
-                size_t size) {
-  return launch_pieces("sum_pieces", kernels.sum_pieces, sums, y, count, stream, message, size);
+bool sum_pieces(const Kernels& kernels, const void* sums, const Rows& rows, int64_t N, char* message, size_t size) {
+  long long numbers = rows.M * N;
+  int32_t columns = static_cast<int32_t>(N);
+  const void* pointers[] = {sums, rows.bias, rows.y};
+  void* parameters[] = {&pointers[0], &pointers[1], &pointers[2], &numbers, &columns};
+  return launch_pieces("sum_pieces", kernels.sum_pieces, numbers, rows.stream, parameters, message, size);
 }
 
 }  // namespace onnxq::gpu

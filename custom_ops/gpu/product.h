@@ -46,7 +46,7 @@ struct Weight {
 
 struct Rows {
   const void* x;     // [M, K] of 16-bit floats
-  const void* bias;  // [N], or null
+  const void* bias;  // [N] of the type of y, or null
   void* y;           // [M, N]
   int64_t M;
   void* stream;   // CUstream
@@ -56,10 +56,9 @@ struct Rows {
 // Puts the product on the stream. What went wrong is written to `message`; the result says whether nothing did.
 bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char* message, size_t size);
 
-// For float32 activations: x as three bfloat16 each, pieces[3][count]; and y[count], the sum of sums[3][count].
+// For float32 activations: x as three bfloat16 each, pieces[3][count]; and y[M, N], the sum of sums[3][M, N] and bias.
 bool split_float32(const Kernels& kernels, const void* x, void* pieces, int64_t count, void* stream, char* message,
                    size_t size);
-bool sum_pieces(const Kernels& kernels, const void* sums, void* y, int64_t count, void* stream, char* message,
-                size_t size);
+bool sum_pieces(const Kernels& kernels, const void* sums, const Rows& rows, int64_t N, char* message, size_t size);
 
 }  // namespace onnxq::gpu

@@ -79,19 +79,6 @@ OrtStatus* check_scale(const Kernel& kernel, const OrtValue* value, Inputs* inpu
   return nullptr;
 }
 
-OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value) {
-  Shape shape;
-  ElementType type;
-  ONNXQ_RETURN_IF_ERROR(kernel.api.shape(value, &shape, &type));
-  if (shape.rank != 1 || shape.dims[0] != kernel.shape.dims[1]) {
-    char has[160];
-    write_shape(shape, has, sizeof has);
-    return kernel.invalid("bias has shape %s; the weight has N = %lld", has,
-                          static_cast<long long>(kernel.shape.dims[1]));
-  }
-  return nullptr;
-}
-
 // What does not change is checked when the session is made.
 OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   const size_t first = kernel.op->packed_index();
@@ -100,7 +87,7 @@ OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   if (value) ONNXQ_RETURN_IF_ERROR(check_packed(kernel, "packed", kernel.shape.elements(), value));
   Inputs unused;
   int64_t scales = 0;
-  if (kernel.op->family == Family::kLinear) {
+  if (kernel.op->has_bias()) {
     ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, kernel.op->bias_index(), &value));
     if (value) ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
   }
@@ -194,6 +181,19 @@ Shape group_shape(const Kernel& kernel) {
   return groups;
 }
 
+OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value) {
+  Shape shape;
+  ElementType type;
+  ONNXQ_RETURN_IF_ERROR(kernel.api.shape(value, &shape, &type));
+  if (shape.rank != 1 || shape.dims[0] != kernel.shape.dims[1]) {
+    char has[160];
+    write_shape(shape, has, sizeof has);
+    return kernel.invalid("bias has shape %s; the weight has N = %lld", has,
+                          static_cast<long long>(kernel.shape.dims[1]));
+  }
+  return nullptr;
+}
+
 OrtStatus* create_kernel(const OrtCustomOp* op, OrtApi table, const OrtKernelInfo* info, void** out) {
   const Api api(table);
   Kernel* kernel = static_cast<Kernel*>(calloc(1, sizeof(Kernel)));
@@ -236,7 +236,7 @@ OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* 
   ONNXQ_RETURN_IF_ERROR(api.input(context, first + 1, &value));
   ONNXQ_RETURN_IF_ERROR(check_scale(kernel, value, inputs, &scales));
   ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->scale));
-  if (kernel.op->family == Family::kLinear) {
+  if (kernel.op->has_bias()) {
     ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->bias_index(), &value));
     ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
     ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->bias));

@@ -27,7 +27,7 @@ const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator
 
 const char* get_name(const OrtCustomOp* op) { return self(op).name; }
 const char* get_provider(const OrtCustomOp* op) {
-  return self(op).family == Family::kTiledMatMul ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+  return self(op).is_tiled() ? "CUDAExecutionProvider" : "CPUExecutionProvider";
 }
 size_t get_input_count(const OrtCustomOp* op) { return self(op).input_count(); }
 size_t get_output_count(const OrtCustomOp*) { return 1; }
@@ -53,7 +53,8 @@ constexpr size_t append(char* to, size_t end, const char* text) {
 
 constexpr Operator make(Family family, const Format& format, bool asymmetric, ElementType type) {
   Operator made{};
-  const bool tiled = family == Family::kTiledMatMul;
+  made.family = family;
+  const bool tiled = made.is_tiled();
   made.version = kOperatorVersion;
   made.GetName = get_name;
   made.GetExecutionProviderType = get_provider;
@@ -76,12 +77,11 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.GetEndVersion = get_end_version;
   size_t end = append(made.name, 0,
                       family == Family::kDequantize ? "Dequantize"
-                      : family == Family::kLinear   ? "Linear"
+                      : made.has_bias()             ? "Linear"
                                                     : "MatMul");
   end = append(made.name, end, format.name);
   end = append(made.name, end, tiled ? "Tiled" : "");
   append(made.name, end, asymmetric ? "Asymmetric" : "");
-  made.family = family;
   made.asymmetric = asymmetric;
   made.type = type;
   made.format = &format;
@@ -117,6 +117,7 @@ constexpr Operators<Family::kMatMul, kFormatCount> kMatMuls;
 constexpr Operators<Family::kLinear, kFormatCount> kLinears;
 constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
 constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
+constexpr Operators<Family::kTiledLinear, kTiledFormatCount> kTiledLinears;
 
 std::atomic<OrtApi> g_table{nullptr};
 enum Choice { kCpu, kCpuWithDequantize, kCuda };
@@ -136,6 +137,7 @@ OrtStatus* get_domain(const Api& api, Choice choice, OrtCustomOpDomain** domain)
   ONNXQ_RETURN_IF_ERROR(api.create_domain(kDomain, domain));
   if (choice == kCuda) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledLinears, *domain));
   } else {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kLinears, *domain));
@@ -186,6 +188,7 @@ ONNXQ_EXPORT const char* OnnxqMatMuls() { return onnxq::kMatMuls.names; }
 ONNXQ_EXPORT const char* OnnxqLinears() { return onnxq::kLinears.names; }
 ONNXQ_EXPORT const char* OnnxqDequantizes() { return onnxq::kDequantizes.names; }
 ONNXQ_EXPORT const char* OnnxqCudaMatMuls() { return onnxq::kTiledMatMuls.names; }
+ONNXQ_EXPORT const char* OnnxqCudaLinears() { return onnxq::kTiledLinears.names; }
 
 // Who compiles kernels for sessions on CUDA.
 ONNXQ_EXPORT void OnnxqSetCompiler(onnxq::Compiler compiler) { onnxq::set_compiler(compiler); }

@@ -48,10 +48,11 @@ OrtStatus* check_uint8(const TiledKernel& kernel, const char* what, const OrtVal
   return kernel.invalid("%s is %s; it is uint8", what, type_name(type));
 }
 
-// Input `index` of a weight: codes, scales or zero points.
+// Input `index`: codes, scales, zero points or bias.
 OrtStatus* check_input(const TiledKernel& kernel, size_t index, const OrtValue* value, ElementType* scale_type) {
   const Shape codes{3, {N(kernel) / kUnitN, K(kernel) / kUnitK, kernel.weight.unit_bytes}};
   if (index == 1) return check_uint8(kernel, "packed", value, codes);
+  if (kernel.op->has_bias() && index == kernel.op->bias_index()) return check_bias(kernel, value);
   if (index == 3) return check_uint8(kernel, "zero_point", value, group_shape(kernel));
   ONNXQ_RETURN_IF_ERROR(check(kernel, "scale", value, group_shape(kernel), scale_type));
   if (float_type(*scale_type)) return nullptr;
@@ -118,9 +119,10 @@ OrtStatus* compile(TiledKernel* kernel, int32_t device) {
   return compiler(&request, &kernel->kernels, message, sizeof message) ? failure(*kernel, message) : nullptr;
 }
 
-OrtStatus* read_weight(const TiledKernel& kernel, const OrtKernelContext* context, gpu::Weight* weight) {
+OrtStatus* read_weight(const TiledKernel& kernel, const OrtKernelContext* context, gpu::Weight* weight,
+                       const void** bias) {
   *weight = kernel.weight;
-  const void** const places[] = {&weight->packed, &weight->scale, &weight->zero};
+  const void** const places[] = {&weight->packed, &weight->scale, kernel.op->asymmetric ? &weight->zero : bias, bias};
   for (size_t i = 1; i < kernel.op->input_count(); ++i) {
     const OrtValue* value = nullptr;
     ElementType type = kernel.scale_type;
@@ -153,10 +155,10 @@ OrtStatus* multiply_pieces(const TiledKernel& kernel, const gpu::Weight& weight,
   gpu::Rows wide = rows;
   wide.x = pieces;
   wide.y = sums;
+  wide.bias = nullptr;
   wide.M = kPieces * rows.M;
   ONNXQ_RETURN_IF_ERROR(multiply(kernel, weight, wide));
-  const int64_t results = rows.M * weight.N;
-  const bool done = gpu::sum_pieces(kernel.kernels, sums, rows.y, results, rows.stream, message, sizeof message);
+  const bool done = gpu::sum_pieces(kernel.kernels, sums, rows, weight.N, message, sizeof message);
   return done ? nullptr : failure(kernel, message);
 }
 
@@ -207,8 +209,8 @@ OrtStatus* compute_tiled(void* self, OrtKernelContext* context) {
   ONNXQ_RETURN_IF_ERROR(api.shape(x, &shape));
   ONNXQ_RETURN_IF_ERROR(check_last_dimension(kernel, shape));
   gpu::Weight weight;
-  ONNXQ_RETURN_IF_ERROR(read_weight(kernel, context, &weight));
   gpu::Rows rows{};
+  ONNXQ_RETURN_IF_ERROR(read_weight(kernel, context, &weight, &rows.bias));
   const void* data = nullptr;
   ONNXQ_RETURN_IF_ERROR(api.data(x, &data));
   shape.dims[shape.rank - 1] = 1;

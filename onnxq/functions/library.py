@@ -81,14 +81,7 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
     kind = format_of(suffix)
     if in_tiles:
-        if family != "MatMul" or kind.name not in TILED_FORMATS:
-            raise ValueError(operator)
-        untiling = tiled.untile(domain, kind)
-        multiply = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
-        product = multiply(domain, kind, untiling)
-        renamed = {untiling.name: f"Untile{suffix}", product.name: operator}
-        bodied = ((tiled.untile, untiling), (multiply, product))
-        return tuple(_named(made, renamed, _text(body, F=suffix)) for body, made in bodied)
+        return _tiled(operator, kind, family, asymmetric or "")
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
         rounding = _ROUNDING[name]
@@ -113,6 +106,23 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         linear = bodies.linear_asymmetric if asymmetric else bodies.linear
         scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
+
+
+def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[FunctionProto, ...]:
+    """The functions of `MatMul<F>Tiled` or `Linear<F>Tiled`."""
+    if family not in ("MatMul", "Linear") or kind.name not in TILED_FORMATS:
+        raise ValueError(operator)
+    domain, suffix = Opset(DOMAIN, VERSION), operator_suffix(kind)
+    untiling = tiled.untile(domain, kind)
+    matmul = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
+    multiplying = matmul(domain, kind, untiling)
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]] = [(tiled.untile, untiling), (matmul, multiplying)]
+    names = {untiling.name: f"Untile{suffix}", multiplying.name: f"MatMul{suffix}Tiled{asymmetric}"}
+    if family == "Linear":
+        linear = tiled.linear_tiled_asymmetric if asymmetric else tiled.linear_tiled
+        scripts.append((linear, linear(domain, multiplying)))
+        names[scripts[2][1].name] = operator
+    return tuple(_named(made, names, _text(body, F=suffix)) for body, made in scripts)
 
 
 def _of_cache(domain: Opset, operator: str) -> tuple[FunctionProto, ...]:

@@ -103,3 +103,29 @@ def matmul_tiled_asymmetric(domain: Opset, kind: Format, untiling: OnnxFunction)
         return op.MatMul(x, op.Cast((units - zeros) * scales, to=dtype))
 
     return MatMulTiledAsymmetric
+
+
+def linear_tiled(domain: Opset, multiplying: OnnxFunction) -> OnnxFunction:
+    """`Linear<F>Tiled(x, packed, scale, bias) {...}`: `MatMul<F>Tiled` plus a bias [N]."""
+
+    @script(domain, default_opset=op)
+    def LinearTiled(x, packed, scale, bias, shape: Sequence[int], block_size: int, dtype: int, layout: int):
+        product = multiplying(x, packed, scale, shape=shape, block_size=block_size, dtype=dtype, layout=layout)
+        return op.Add(product, bias)
+
+    return LinearTiled
+
+
+def linear_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction) -> OnnxFunction:
+    """`Linear<F>TiledAsymmetric(x, packed, scale, zero_point, bias) {...}`: as `Linear<F>Tiled`."""
+
+    @script(domain, default_opset=op)
+    def LinearTiledAsymmetric(
+        x, packed, scale, zero_point, bias, shape: Sequence[int], block_size: int, dtype: int, layout: int
+    ):
+        product = multiplying(
+            x, packed, scale, zero_point, shape=shape, block_size=block_size, dtype=dtype, layout=layout
+        )
+        return op.Add(product, bias)
+
+    return LinearTiledAsymmetric

@@ -24,7 +24,7 @@ _LIBRARY_VARIABLE = "ONNXQ_NATIVE_LIBRARY"
 _DEQUANTIZE_ENTRY = "onnxq.native.dequantize"
 _CUDA_ENTRY = "onnxq.native.cuda"
 # Functions of the library that name its operators, one a line.
-_FAMILIES = ("MatMuls", "Linears", "Dequantizes", "CudaMatMuls")
+_ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears")
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,15 @@ def _opened(name: str) -> tuple[NativeLibrary, ctypes.CDLL | None]:
     try:
         library = ctypes.CDLL(name)
         declare(library)
-        operators = {what: frozenset(_text(getattr(library, f"Onnxq{what}")).split()) for what in _FAMILIES}
+        on_cpu, on_cuda = (_operators(library, families) for families in (_ON_CPU, _ON_CUDA))
         sets = tuple(_text(library.OnnxqInstructionSets).split(", "))
     except (OSError, AttributeError) as error:
         return NativeLibrary(path, f"'{path}' cannot be loaded: {error}"), None
-    on_cuda = operators.pop("CudaMatMuls")
-    return NativeLibrary(path, None, frozenset().union(*operators.values()), on_cuda, sets), library
+    return NativeLibrary(path, None, on_cpu, on_cuda, sets), library
+
+
+def _operators(library: ctypes.CDLL, families: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(name for each in families for name in _text(getattr(library, f"Onnxq{each}")).split())
 
 
 def _text(function: Any) -> str:

@@ -157,6 +157,10 @@ def test_matmul_of_a_weight_in_tiles(name: str, asymmetric: bool, opset: int) ->
     np.testing.assert_array_equal(run(model), expected)
     if opset == 13:
         np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
+    bias = rng.standard_normal(N).astype(np.float32)
+    node.op_type = node.op_type.replace("MatMul", "Linear")
+    node.input.append("b")
+    np.testing.assert_array_equal(run(model_of(node, opset, 2, **given, b=bias)), expected + bias)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("e8m0", ml_dtypes.float8_e8m0fnu), ("e4m3", ml_dtypes.float8_e4m3fn)])

@@ -18,6 +18,8 @@ MODELS = {
     "transposed": "g (float[3,256] x) => (float[3,48] y) { v = Transpose(w_t) [n] y = MatMul(x, v) }",
     "gemm": "g (float[3,256] x) => (float[3,48] y) { [n] y = Gemm(x, w, b) }",
     "gemm transB": "g (float[3,256] x) => (float[3,48] y) { [n] y = Gemm<transB=1>(x, w_t) }",
+    "matmul and bias": "g (float[3,256] x) => (float[3,48] y) { [n] p = MatMul(x, w) y = Add(b, p) }",
+    "gemm and rows": "g (float[3,256] x) => (float[3,48] y) { [n] y = Gemm(x, w, r) }",
     "twice": "g (float[3,256] x) => (float[3,48] y) { a = MatMul(x, w) b_ = Neg(a) c = MatMul(x, w) y = Sub(c, b_) }",
 }
 OTHERS = {
@@ -27,7 +29,7 @@ OTHERS = {
     "ragged K": "g (float[3,248] x) => (float[3,48] y) { [n] y = MatMul(x, short) }",
     "table": "g (int64[3] x) => (float[3,48] y) { [n] y = Gather(w, x) }",
 }
-SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "narrow": (256, 40), "short": (248, 48)}
+SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "r": (3, 48), "narrow": (256, 40), "short": (248, 48)}
 WEIGHT = "rules:\n  - match: {role: [linear, embedding, head]}\n    weight: "
 PRESETS = ["fp6", "fp6-e3m2", "mxfp6", "fp4", "mxfp4", "nvfp4", "int8", "int4", "int3", "int2"]
 
@@ -69,11 +71,13 @@ def test_the_target_changes_no_number(recipe: str) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_every_product_becomes_one(name: str, dtype: type) -> None:
     made, report = quantize_proto(build(MODELS[name], dtype), "fp6-e3m2", target="ort-cuda")
-    assert operators(made) == ["MatMulFP6E3M2Tiled"] * (2 if name == "twice" else 1)
+    family = "Linear" if name in ("gemm", "matmul and bias") else "MatMul"
+    assert operators(made) == [f"{family}FP6E3M2Tiled"] * (2 if name == "twice" else 1)
     assert [node.op_type for node in made.graph.node if node.domain == ""] == {
-        "gemm": ["Add"],
+        "gemm and rows": ["Add"],
         "twice": ["Neg", "Sub"],
     }.get(name, [])
+    assert name == "twice" or "n" in {node.name for node in made.graph.node}
     (packed,) = [each for each in made.graph.initializer if each.name.endswith("_quantized")]
     assert list(packed.dims) == [3, 2, 1536]
     assert report.quantized[0].result_bytes == 256 * 48 * 6 // 8 + 48 * np.dtype(dtype).itemsize

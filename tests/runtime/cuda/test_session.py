@@ -190,6 +190,24 @@ def test_a_session_outlives_another(ort):
     assert chain.error(second.run(None, {"x0": x})[0], x) < 5e-4
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("fmt", "asymmetric"), [("fp6_e2m3", False), ("uint4", True)])
+def test_a_bias_is_added(ort, fmt, asymmetric, dtype):
+    chain = Chain(fmt, [1152, 208], dtype, 128, asymmetric=asymmetric)
+    model, bias = onnx.ModelProto.FromString(chain.bytes), np.random.default_rng(5).standard_normal(208).astype(dtype)
+    (node,) = model.graph.node
+    node.op_type = node.op_type.replace("MatMul", "Linear")
+    node.input.append("bias")
+    model.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+    del model.functions[:]
+    opened = onnxq.session(model.SerializeToString(), providers=["cuda"])
+    for M in (1, 17, 300):
+        x = chain.x(M)
+        expected = chain.expected(x) + bias.astype(np.float64)
+        (y,) = opened.run(None, {"x0": x})
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
+
+
 def test_leading_dimensions_stay(ort):
     chain = Chain("fp6_e3m2", [256, 48])
     x = chain.x(6)
