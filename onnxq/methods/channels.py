@@ -31,8 +31,8 @@ def channel_grid(seen: Range, kind: Format, *, centred: bool = True) -> tuple[Ar
 
     Args:
         seen: Of each channel.
-        kind: Integers of few bits are clipped where a Gaussian would be, on the sides where that is less than the range;
-            floats keep the range, since their steps near zero do not depend on it.
+        kind: Integers of few bits are clipped where a Gaussian would be, on each side where that is inside the
+            range; floats keep the range, since their steps near zero do not depend on it.
         centred: Put the middle of the range at the middle of the format; else the offset is zero.
     """
     low, high = seen.low, seen.high
