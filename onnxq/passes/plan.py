@@ -12,7 +12,7 @@ from onnxq.formats.scales import ScaleType
 from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.fusion import will_fuse
+from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
@@ -231,6 +231,8 @@ def leaves_standard(weight: Weight, kind: Format, group: Grouping, target: Targe
     """Whether a weight leaves under a standard `DequantizeLinear`; if not, it leaves under a function of onnxq's."""
     if not is_standard_form(kind, group.scale_type, weight.dtype, target):
         return False
+    if target == "ort-cuda" and will_tile(weight, kind, group.block):
+        return False
     if target == "standard":
         # Constant, which a function body needs, does not know the 6-bit types (ONNX 1.23, opset 28).
         return not (weight.in_function and kind.bits == 6)
@@ -259,7 +261,9 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     group = grouping(weight, spec)
     # Scales of one byte have one float32 for the tensor beside them.
     itemsize = group.scale_type.dtype.itemsize
-    scales = group.scales * itemsize + (4 if itemsize == 1 else 0)
+    tiled = target == "ort-cuda" and any(will_tile(weight, kind, group.block) for kind in kinds)
+    # There each column has a scale of its own, and each zero point a byte.
+    count = max(group.scales, group.matrix[2]) if tiled else group.scales
+    zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     beside = math.ceil(spec.low_rank * sum(weight.shape) * weight.dtype.itemsize) if spec.low_rank else 0
-    zero_points = 0 if spec.symmetric else packed_bytes(group.scales, bits)
-    return packed_bytes(weight.size, bits) + scales + zero_points + beside
+    return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside
