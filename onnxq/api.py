@@ -1,11 +1,11 @@
 """The calls that the command line and Python programs use."""
 
+import platform
 import re
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import onnx
@@ -16,14 +16,17 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.model.versions import package_versions
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result
+from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import ActivationPlan, plan_activations
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe
+from onnxq.recipes.write import recipe_text
 from onnxq.report import Activation, Entry, Report
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
@@ -48,7 +51,7 @@ def plan(
     made, _ = make_plan(loaded.ir, *asked)
     entries = tuple(_planned(decision) for decision in made)
     activations = _activations(plan_activations(loaded.ir, *asked))
-    return replace(_report(loaded, None, made, entries, started=started), activations=activations)
+    return replace(_report(loaded, None, made, entries, asked[0], started=started), activations=activations)
 
 
 def quantize(
@@ -128,17 +131,23 @@ def quantize(
             written = staging.commit_copy(source)
             copied = Plan(asked.recipe.name, asked.target, ())
             size_bytes = source.size_bytes
-            return _report(source, written, copied, (), started=started, output_bytes=size_bytes)
-        loaded = load(model)
-        done = convert(loaded, asked, staging, staging.scratch)
-        if done.is_changed:
-            _sign(done.model, asked)
-            written = staging.commit(done.model, external=loaded.external or None)
-        else:
-            written = staging.commit_copy(loaded)
+            return _report(source, written, copied, (), asked.recipe, started=started, output_bytes=size_bytes)
+        recorder = Recorder()
+        with recorder.during("read"):
+            loaded = load(model)
+        done = convert(loaded, asked, staging, staging.scratch, recorder)
+        with recorder.during("write"):
+            if done.is_changed:
+                _sign(done.model, asked)
+                written = staging.commit(done.model, external=loaded.external or None)
+            else:
+                written = staging.commit_copy(loaded)
     size_bytes = guard(written).size_bytes
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return _done(loaded, written, done, started=started, output_bytes=size_bytes, notes=notes)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
+    made = _report(
+        loaded, written, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size_bytes, notes=notes
+    )
+    return _with_passes(made, done, recorder)
 
 
 def calibrate(
@@ -208,16 +217,20 @@ def quantize_proto(
         calibration=calibration,
         threads=threads,
     )
-    result = onnx.ModelProto()
+    result, recorder = onnx.ModelProto(), Recorder()
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        done = convert(loaded, asked, Memory(), Path(folder))
+        done = convert(loaded, asked, Memory(), Path(folder), recorder)
         if done.is_changed:
             _sign(done.model, asked)
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
-    notes = (*_notes(done.model, asked.target), *done.calibrated)
-    return result, _done(loaded, None, done, started=started, output_bytes=result.ByteSize(), notes=notes)
+    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
+    size = result.ByteSize()
+    made = _report(
+        loaded, None, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size, notes=notes
+    )
+    return result, _with_passes(made, done, recorder)
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
@@ -229,20 +242,26 @@ def _sign(model: Model, asked: Conversion) -> None:
     model.ir.metadata_props.update(
         {
             "onnxq.version": _version(),
+            "onnxq.versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
             "onnxq.target": asked.target,
             "onnxq.recipe": asked.recipe.model_dump_json(exclude_defaults=True),
         }
     )
 
 
-def _done(
-    model: Model, output: Path | None, done: Converted, *, started: float, output_bytes: int, notes: tuple[str, ...]
-) -> Report:
-    """The report of what was carried out."""
+def _entries(done: Converted) -> tuple[Entry, ...]:
     results = iter(done.results)
-    entries = [_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan]
-    made = _report(model, output, done.plan, tuple(entries), started=started, output_bytes=output_bytes, notes=notes)
-    return replace(made, changes=done.changes, activations=_activations(done.activations))
+    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
+
+
+def _with_passes(report: Report, done: Converted, recorder: Recorder) -> Report:
+    """The report of what was carried out, with what the passes did beside quantizing weights."""
+    return replace(
+        report,
+        changes=done.changes,
+        activations=_activations(done.activations),
+        passes=tuple(recorder.records),
+    )
 
 
 def _notes(model: Model, target: Target) -> tuple[str, ...]:
@@ -285,7 +304,14 @@ def _carried_out(decision: Decision, result: Result) -> Entry:
     entry = _planned(decision)
     if result.skipped is not None:
         return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
-    return replace(entry, result_bytes=result.size_bytes, format=result.format, sqnr_db=result.sqnr_db)
+    return replace(
+        entry,
+        result_bytes=result.size_bytes,
+        format=result.format,
+        spec=None if decision.spec is None else decision.spec.describe(result.format),
+        sqnr_db=result.sqnr_db,
+        histogram=result.histogram,
+    )
 
 
 def _report(
@@ -293,6 +319,7 @@ def _report(
     output: Path | None,
     made: Plan,
     entries: tuple[Entry, ...],
+    recipe: Recipe,
     *,
     started: float,
     output_bytes: int = 0,
@@ -309,11 +336,10 @@ def _report(
         seconds=time.perf_counter() - started,
         notes=notes,
         version=_version(),
+        recipe_text=recipe_text(recipe),
+        versions={"python": platform.python_version(), **package_versions()},
     )
 
 
 def _version() -> str:
-    try:
-        return version("onnxq")
-    except PackageNotFoundError:
-        return "unknown"
+    return package_versions().get("onnxq", "unknown")

@@ -68,7 +68,8 @@ def test_plan_says_what_quantize_does(path: Path) -> None:
             done = quantize(path, preset, output=path.with_name("out.onnx"), target=target, force=True)
             assert planned.output is None
             for one, other in zip(planned.entries, done.entries, strict=True):
-                assert one.spec == other.spec
+                # Of several candidates, the one that was chosen.
+                assert other.spec == (one.spec and one.spec.replace(str(one.format), str(other.format)))
                 assert one.reason == other.reason
                 assert one.readers == other.readers
                 assert other.format is not None

@@ -20,6 +20,7 @@ from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import (
+    STEPS,
     ActivationSpec,
     Match,
     QuantSpec,
@@ -30,6 +31,7 @@ from onnxq.recipes import (
     parse_recipe,
     preset_names,
 )
+from onnxq.recipes.steps import Diagonal
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -74,7 +76,8 @@ def calibrated_presets() -> set[str]:
         static = rule.activation is not None and not rule.activation.is_dynamic
         return static or (rule.weight is not None and SOLVERS[rule.weight.method].hessian == "needs")
 
-    return {name for name in preset_names() if any(map(needs_data, load_recipe(name).rules))}
+    recipes = {name: load_recipe(name) for name in preset_names()}
+    return {name for name, each in recipes.items() if each.equalize or any(map(needs_data, each.rules))}
 
 
 @pytest.fixture
@@ -147,6 +150,10 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     activation = [cells[0].strip("`") for cells in table(DOCS / "activations.md", "key")]
     assert activation == list(ActivationSpec.model_fields)
     assert sorted(keys) == sorted(field for model in models for field in model.model_fields)
+    steps = {name: each for name, each in STEPS.items() if issubclass(each, Diagonal)}
+    assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "method")} == steps.keys()
+    fields = {field for each in steps.values() for field in each.model_fields} - {"method"}
+    assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "key")} == fields
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
     for name, (_, formats, share, scale, method) in rows.items():

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.analysis.agreement import Agreement, Outcomes, SampleDifference
 from onnxq.analysis.distance import Distance
 from onnxq.analysis.execution import Execution, execution
 from onnxq.errors import UsageError
@@ -30,6 +31,8 @@ Progress = Callable[[int, int], None]
 
 # Tensors taken out of a model in one run: what is in memory is two of each, for one batch.
 _GROUP = 32
+# A quarter of the signal to noise ratio: one bit less.
+JUMP_DB = 6.0
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
@@ -77,6 +80,8 @@ class Comparison:
         skipped: tensors both have that could not be compared, with the reason.
         samples: samples or windows of tokens run.
         execution: how the weights of each ran.
+        agreements: how often both decide alike, for each output that holds scores.
+        worst_samples: the samples on which outputs differ most, the worst first.
     """
 
     outputs: tuple[Difference, ...]
@@ -84,6 +89,22 @@ class Comparison:
     skipped: dict[str, str]
     samples: int
     execution: tuple[Execution, Execution]
+    agreements: tuple[Agreement, ...] = ()
+    worst_samples: tuple[SampleDifference, ...] = ()
+
+    def jump(self, least_db: float = JUMP_DB) -> tuple[Difference | None, Difference] | None:
+        """The first layer where the error jumps, behind the one that was the worst until then.
+
+        That is the first whose SQNR lies `least_db` or more under that of all layers before it, or that has NaN or Inf;
+        None where the error only grows little by little.
+        """
+        lowest: Difference | None = None
+        for layer in self.layers:
+            if layer.nonfinite or (lowest is not None and layer.sqnr_db <= lowest.sqnr_db - least_db):
+                return lowest, layer
+            if not math.isinf(layer.sqnr_db) and (lowest is None or layer.sqnr_db < lowest.sqnr_db):
+                lowest = layer
+        return None
 
     def worst(self, count: int | None = None) -> list[Difference]:
         """Layers with the lowest SQNR first; those that turned NaN or Inf before all others."""
@@ -97,6 +118,9 @@ class Comparison:
             "skipped": dict(self.skipped),
             "samples": self.samples,
             "execution": {"a": self.execution[0].to_dict(), "b": self.execution[1].to_dict()},
+            "agreements": [asdict(each) for each in self.agreements],
+            "worst_samples": [asdict(each) for each in self.worst_samples],
+            "jump": None if (jump := self.jump()) is None else jump[1].name,
         }
 
 
@@ -148,12 +172,12 @@ def compare(
     distances = {name: Distance() for name in (*outputs, *inner)}
     open_session = partial(session, providers=providers, threads=threads, accuracy_level=accuracy_level)
     cut = partial(feeds_for, read(data), sequence=sequence, batch=batch, limit=limit)
-    samples = 0
+    samples, outcomes = 0, Outcomes()
     for number, group in enumerate(groups):
         with ExitStack() as stack:
             pair = _Pair(models, [open_session(stack.enter_context(runnable(model, group))) for model in models], cut)
             samples = pair.samples
-            for done in pair.run([*group, *(() if number else outputs)], distances):
+            for done in pair.run(group, () if number else tuple(outputs), distances, outcomes):
                 if progress:
                     progress(number * pair.batches + done, len(groups) * pair.batches)
             # Before the next two sessions are opened, so that each model's weights are in memory once.
@@ -173,6 +197,8 @@ def compare(
             execution(models[0], accuracy_level=accuracy_level),
             execution(models[1], accuracy_level=accuracy_level),
         ),
+        agreements=outcomes.agreements(),
+        worst_samples=outcomes.worst(),
     )
 
 
@@ -196,13 +222,20 @@ class _Pair:
             )
         self.samples, self.batches = first.samples, first.batches
 
-    def run(self, names: Sequence[str], distances: dict[str, Distance]) -> Iterator[int]:
-        """Add the distances of `names` over every batch; yields batches done."""
+    def run(
+        self, inner: Sequence[str], outputs: Sequence[str], distances: dict[str, Distance], outcomes: Outcomes
+    ) -> Iterator[int]:
+        """Add the distances of all these tensors over every batch, and what becomes of outputs; yields batches done."""
+        names = [*inner, *outputs]
         for done, feeds in enumerate(zip(*self._feeds, strict=True), start=1):
             # Rows that only fill a batch repeat a sample, so they may count.
             results = [run(opened, names, feed.inputs) for opened, feed in zip(self._opened, feeds, strict=True)]
-            for name, a, b in zip(names, *results, strict=True):
-                distances[name].add(np.asarray(a), np.asarray(b))
+            batch = self._feeds[0].batch if self._feeds[0].fixed else feeds[0].rows
+            for name, left, right in zip(names, *results, strict=True):
+                a, b = np.asarray(left), np.asarray(right)
+                distances[name].add(a, b)
+                if name in outputs:
+                    outcomes.add(name, a, b, first=feeds[0].first, rows=feeds[0].rows, batch=batch)
             yield done
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 
 from onnxq.analysis.execution import Execution, execution
 from onnxq.errors import DataError, NonFiniteError, UsageError
+from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
+from onnxq.runtime.cache import carried
 from onnxq.runtime.inputs import inputs_of, token_input
+from onnxq.runtime.scoring import CachedScorer
 from onnxq.runtime.session import run, session
 from onnxq.runtime.source import checked
 from onnxq.statistics.data import Array, Source, read
-from onnxq.statistics.feeds import Feeds, feeds_for, token_feeds
+from onnxq.statistics.feeds import Feed, Feeds, feeds_for, token_feeds
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -81,6 +85,7 @@ def evaluate(
     sequence: int = 256,
     batch: int = 8,
     limit: int | None = None,
+    cached: bool = False,
     providers: Sequence[str] | None = None,
     threads: int | None = None,
     accuracy_level: int | None = None,
@@ -97,13 +102,15 @@ def evaluate(
         sequence: tokens in a window.
         batch: windows or samples run at once.
         limit: use only the first `limit` windows or samples.
+        cached: read one token a run behind the model's cache of keys and values, as generating does; by default a
+            window is read whole, and what a quantized cache loses does not show.
         providers: onnxruntime's execution providers.
         threads: threads within one operator.
         accuracy_level: how exactly fused low-bit matmuls compute; see `onnxq.runtime.session.session`.
         progress: called with samples done and samples in all.
 
     Raises:
-        UsageError: neither or both of `tokens` and `data`.
+        UsageError: neither or both of `tokens` and `data`, or `cached` for a model without a cache.
         DataError: the data does not fit the model.
         NonFiniteError: the model's scores hold NaN or Inf.
         SessionError: onnxruntime cannot load or run the model.
@@ -121,11 +128,17 @@ def evaluate(
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)
             return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)
         feeds = token_feeds(_stream(tokens), inputs, sequence=sequence, batch=batch, limit=limit)
-        return _perplexity(opened, feeds, token_input(inputs).name, how, progress)
+        score = partial(_by_token, opened, loaded, sequence) if cached else partial(_at_once, opened)
+        return _perplexity(opened, feeds, token_input(inputs).name, score, how, progress)
 
 
 def _perplexity(
-    opened: "onnxruntime.InferenceSession", feeds: Feeds, ids: str, how: Execution, progress: Progress | None
+    opened: "onnxruntime.InferenceSession",
+    feeds: Feeds,
+    ids: str,
+    score: Callable[[str, Feed, NDArray[np.int64]], NDArray[Any]],
+    how: Execution,
+    progress: Progress | None,
 ) -> Evaluation:
     logits = scores_output(opened.get_outputs(), (3,))
     nll, tokens, done, seconds = 0.0, 0, 0, 0.0
@@ -134,11 +147,11 @@ def _perplexity(
         if isinstance(logits.shape[2], int):
             check_vocabulary(windows, logits.shape[2])
         start = time.perf_counter()
-        (scores,) = run(opened, [logits.name], feed.inputs)
+        scores = score(logits.name, feed, windows)
         seconds += time.perf_counter() - start
         check_vocabulary(windows, scores.shape[2])
         for row, window in zip(scores, windows, strict=False):
-            nll += negative_log_likelihood(row[:-1], window[1:], f"window {done}")
+            nll += negative_log_likelihood(row, window[1:], f"window {done}")
             tokens += len(window) - 1
             done += 1
         if progress:
@@ -146,6 +159,33 @@ def _perplexity(
     if (mean := nll / tokens) > _LARGEST_MEAN_NLL:
         raise NonFiniteError(f"the mean negative log-likelihood is {mean:.0f} nats a token: its exponential is Inf")
     return Evaluation("perplexity", math.exp(mean), nll, tokens, done, seconds, how)
+
+
+def _at_once(
+    opened: "onnxruntime.InferenceSession", output: str, feed: Feed, _windows: NDArray[np.int64]
+) -> NDArray[Any]:
+    """Scores of all tokens of a window but the first, [windows, sequence - 1, vocabulary], from one run."""
+    (scores,) = run(opened, [output], feed.inputs)
+    return scores[:, :-1]
+
+
+def _by_token(
+    opened: "onnxruntime.InferenceSession",
+    model: Model,
+    sequence: int,
+    output: str,
+    _feed: Feed,
+    windows: NDArray[np.int64],
+) -> NDArray[Any]:
+    """As `_at_once`, from as many runs as tokens."""
+    tensors = carried(inputs_of(opened, model), [each.name for each in opened.get_outputs()])
+    if not tensors:
+        raise UsageError("the model has no cache (past_key_values.N.key): it cannot be evaluated behind one")
+    vocabulary = next(each.shape[2] for each in opened.get_outputs() if each.name == output)
+    in_place = bool(grouped_attentions(model.ir.graph))
+    scorer = CachedScorer(opened, tensors, vocabulary, capacity=sequence if in_place else None)
+    steps = [scorer.scores(list(windows[:, :read])) for read in range(1, windows.shape[1])]
+    return np.stack(steps, axis=1, dtype=np.float32, casting="same_kind")
 
 
 def negative_log_likelihood(logits: NDArray[Any], targets: NDArray[np.int64], where: str = "the input") -> float:

@@ -1,61 +1,26 @@
 """What is in a model: operators, weights by type and size, and how well each format would fit them."""
 
-import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import NonFiniteError
-from onnxq.formats import get_format
-from onnxq.methods.grid import GridSpec
-from onnxq.methods.solve import rtn
+from onnxq.analysis import remedies
+from onnxq.analysis.activations import ActivationRange, ranges_of
+from onnxq.analysis.stored import StoredWeight, find_stored, is_part
+from onnxq.analysis.weights import FORMATS, GRANULARITIES, RECIPES, WeightFit, fit_of
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
 from onnxq.model.scopes import nodes
-from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.plan import grouping
-from onnxq.recipes import load_recipe
+from onnxq.model.sites import find_weights
+from onnxq.statistics.calibration import Calibration
 
-# Recipes whose fit is measured; each is one quantization people would choose for a whole model.
-_RECIPES = ("fp6-e2m3", "fp6-e3m2", "mxfp6", "fp4", "mxfp4", "nvfp4", "int8", "int4", "int3", "int2")
-# Rows of a large weight that are enough to tell formats apart.
-_SAMPLED_ELEMENTS = 1 << 18
-# Stands for infinity where nothing is lost: more than float32 can tell.
-_LOSSLESS_DB = 200.0
-
-
-@dataclass(frozen=True)
-class WeightFit:
-    """One weight.
-
-    Attributes:
-        name: Of the constant.
-        op: Type of the operator that reads it.
-        role: What it is for.
-        shape: As the operator reads it.
-        dtype: As it is stored.
-        size_bytes: As it is stored.
-        obstacle: Why it cannot be quantized, or None.
-        absmax: Largest magnitude, of the sampled part; None where there is an obstacle.
-        kurtosis: Heaviness of the tails of the sampled part: 3 for Gaussian weights, more for outliers.
-        sqnr_db: For each recipe the signal to quantization noise that rounding to nearest leaves, in dB.
-    """
-
-    name: str
-    op: str
-    role: str
-    shape: tuple[int, ...]
-    dtype: str
-    size_bytes: int
-    obstacle: str | None
-    absmax: float | None = None
-    kurtosis: float | None = None
-    sqnr_db: dict[str, float] | None = None
+# What onnxq writes into the metadata of its files begins so.
+_OWN = "onnxq."
 
 
 @dataclass(frozen=True)
@@ -71,7 +36,10 @@ class Inspection:
         inputs: Name, type and shape of each input.
         outputs: Likewise.
         operators: How often each operator stands in the graph, subgraphs and functions, the most frequent first.
-        weights: Every float constant of two or more dimensions.
+        weights: Every float constant of two or more dimensions, but for scales of quantized ones.
+        stored: Every quantized constant, whoever quantized it.
+        activations: What is multiplied with the weights; empty without data.
+        made_by: What onnxq wrote about the file: version, target, recipe.
     """
 
     path: str | None
@@ -83,42 +51,72 @@ class Inspection:
     outputs: tuple[str, ...]
     operators: dict[str, int]
     weights: tuple[WeightFit, ...]
+    stored: tuple[StoredWeight, ...] = ()
+    activations: tuple[ActivationRange, ...] = ()
+    made_by: dict[str, str] = field(default_factory=dict)
 
     def mean_sqnr_db(self) -> dict[str, float]:
         """For each recipe the ratio over all weights that can be quantized, each weight's noise relative to itself."""
-        fits = [weight.sqnr_db for weight in self.weights if weight.sqnr_db]
-        means = {}
-        for recipe in _RECIPES:
-            noise = [10 ** (-fit[recipe] / 10) for fit in fits if recipe in fit]
-            if noise and (mean := float(np.mean(noise))) > 0:
-                means[recipe] = -10 * float(np.log10(mean))
-        return means
+        return {name: mean for name in RECIPES if (mean := _mean_db([each.sqnr_db for each in self.weights], name))}
+
+    def granularity_db(self) -> dict[str, dict[str, float]]:
+        """The same for each format with each granularity, over the weights that can have it."""
+        return {
+            kind: {
+                name: mean
+                for name in GRANULARITIES
+                if (mean := _mean_db([each.granularity_db.get(kind, {}) for each in self.weights], name))
+            }
+            for kind in (FORMATS if any(each.granularity_db for each in self.weights) else ())
+        }
+
+    @property
+    def remedies(self) -> dict[str, tuple[str, ...]]:
+        """What stands out, by the name of the weight or activation."""
+        found = {each.name: each.remedies for each in self.weights}
+        found |= {each.tensor: each.remedies for each in self.activations}
+        return {name: texts for name, texts in found.items() if texts}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, as JSON holds it."""
-        return asdict(self) | {"mean_sqnr_db": self.mean_sqnr_db()}
+        return asdict(self) | {
+            "weights": [each.to_dict() for each in self.weights],
+            "stored": [each.to_dict() for each in self.stored],
+            "mean_sqnr_db": self.mean_sqnr_db(),
+            "mean_granularity_db": self.granularity_db(),
+        }
 
 
 def inspect(
-    model: str | Path | Model, *, fit: bool = True, progress: Callable[[int, int], None] | None = None
+    model: str | Path | Model,
+    *,
+    fit: bool = True,
+    calibration: Calibration | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Inspection:
     """Look into a model without changing it.
 
     Args:
         model: An .onnx file, or a loaded model.
-        fit: Measure how well each format fits each weight; large weights are sampled evenly.
+        fit: Measure how the values of each weight lie, and how well each format fits them.
+        calibration: Data to run the model on, to look at its activations too.
         progress: Called with the weights done and their number.
 
     Raises:
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
+        DataError: The data does not fit the model.
+        NonFiniteError: An activation is NaN or Inf.
+        SessionError: Onnxruntime cannot load or run the model.
     """
     loaded = model if isinstance(model, Model) else load(model)
-    weights = find_weights(loaded.ir)
+    weights = [each for each in find_weights(loaded.ir) if not is_part(each.source)]
     fits = []
     for number, weight in enumerate(weights, 1):
-        fits.append(_fit(weight, measure=fit))
+        found = fit_of(weight, measure=fit)
+        fits.append(replace(found, remedies=tuple(remedies.of_weight(found))))
         if progress is not None:
             progress(number, len(weights))
+    activations = ranges_of(loaded, weights, calibration) if calibration is not None else []
     graph = loaded.ir.graph
     operators = Counter(operator_name(node) for node in nodes(loaded.ir))
     return Inspection(
@@ -131,6 +129,11 @@ def inspect(
         outputs=_described(graph.outputs),
         operators=dict(operators.most_common()),
         weights=tuple(fits),
+        stored=tuple(find_stored(loaded.ir)),
+        activations=tuple(replace(each, remedies=tuple(remedies.of_activation(each))) for each in activations),
+        made_by={
+            key.removeprefix(_OWN): value for key, value in loaded.ir.metadata_props.items() if key.startswith(_OWN)
+        },
     )
 
 
@@ -141,47 +144,8 @@ def _described(values: Sequence[ir.Value]) -> tuple[str, ...]:
     )
 
 
-def _fit(weight: Weight, *, measure: bool) -> WeightFit:
-    plain = WeightFit(
-        name=weight.name,
-        op=weight.op,
-        role=weight.role,
-        shape=weight.shape,
-        dtype=str(weight.tensor.dtype),
-        size_bytes=weight.size_bytes,
-        obstacle=weight.obstacle,
-    )
-    if weight.obstacle is not None or weight.size == 0 or not measure:
-        return plain
-    sample = _sample(weight)
-    scores = {}
-    for recipe in _RECIPES:
-        spec = load_recipe(recipe).rules[0].weight
-        if spec is None:
-            continue
-        group = grouping(weight, spec)
-        formats = [get_format(name) for name in spec.format]
-        try:
-            solution = rtn.solve(sample, GridSpec(formats, group.block, group.scale_type, spec.symmetric))
-        except NonFiniteError as error:
-            return replace(plain, obstacle=f"{error}")
-        scores[recipe] = min(solution.sqnr_db, _LOSSLESS_DB)
-    centered = sample.astype(np.float64) - sample.mean(dtype=np.float64)
-    variance = float((centered**2).mean())
-    kurtosis = float((centered**4).mean()) / variance**2 if variance else 0.0
-    return replace(plain, absmax=float(np.abs(sample).max()), kurtosis=kurtosis, sqnr_db=scores)
-
-
-def _sample(weight: Weight) -> np.ndarray:
-    """Evenly spaced output channels of a weight, as [A, K, C]; all of a small one."""
-    layout = weight.layout
-    if layout is None:
-        raise ValueError(weight.name)
-    array, shape = weight.read(), weight.shape
-    matrix = (
-        (shape[0], -1, 1) if layout.flatten else (-1, shape[layout.reduction], math.prod(shape[layout.reduction + 1 :]))
-    )
-    array = array.reshape(matrix)
-    step = max(1, weight.size // _SAMPLED_ELEMENTS)
-    sampled = array[:, :, ::step] if array.shape[2] > 1 else array[::step]
-    return np.ascontiguousarray(sampled, np.float32)
+def _mean_db(fits: Sequence[dict[str, float]], name: str) -> float | None:
+    """Of all fits that have the name, each weight's noise relative to itself."""
+    noise = [10 ** (-fit[name] / 10) for fit in fits if name in fit]
+    mean = float(np.mean(noise)) if noise else 0.0
+    return -10 * float(np.log10(mean)) if mean > 0 else None

@@ -149,7 +149,7 @@ def laboratory(
     """Open a model for judging variants of it; arguments and errors as for `sensitivity`."""
     loaded = model if isinstance(model, Model) else load(model)
     several = [recipes] if isinstance(recipes, str | Path | Recipe) else list(recipes)
-    chosen = tuple(rung(each, method) for each in several)
+    chosen = tuple(_weights_only(rung(each, method)) for each in several)
     made = [make_plan(loaded.ir, recipe, "ort", selection or Selection()) for recipe in chosen]
     if not made:
         raise UsageError("name at least one recipe or format")
@@ -165,3 +165,13 @@ def laboratory(
         swapping = Swapping(loaded, concerned, stack, providers=providers, threads=threads)
         judge = trial(swapping, data, folder, sequence=sequence, batch=batch, limit=limit)
         yield Laboratory(loaded, chosen, plans, weights, judge, statistics, swapping, folder)
+
+
+def _weights_only(recipe: Recipe) -> Recipe:
+    """The recipe, if it changes nothing but weights."""
+    if recipe.equalize or any(rule.activation for rule in recipe.rules):
+        raise UsageError(
+            f"recipe '{recipe.name}' changes more than weights, and layers are judged by their weights alone: give one "
+            "without equalize and activation"
+        )
+    return recipe

@@ -1,7 +1,7 @@
 """What each layer bears: noise of the same strength in its weight, or in its input, and nothing else changed."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.analysis.laboratory import Progress
 from onnxq.analysis.swapping import Swapping
 from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError, nearest
@@ -19,9 +20,6 @@ from onnxq.model.overrides import Addend
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.calibrate import reading_of
 from onnxq.statistics.data import Source
-
-Progress = Callable[[int, int, str], None]
-"""(variants judged, all of them, the weight just done)"""
 
 
 @dataclass(frozen=True)

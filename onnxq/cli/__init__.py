@@ -23,7 +23,7 @@ app.command(
     cls=with_examples(
         "onnxq quantize model.onnx -o small.onnx",
         "onnxq quantize model.onnx -o small.onnx --recipe int4 --exclude '*lm_head*'",
-        "onnxq quantize model.onnx -o small.onnx --recipe mine.yaml --report what.json",
+        "onnxq quantize model.onnx -o small.onnx --recipe mine.yaml --report what.html",
         "onnxq quantize model.onnx -o small.onnx --recipe int4-gptq --calib tokens.npy --seq 256",
         "onnxq quantize model.onnx --recipe fp4 --dry-run",
     ),

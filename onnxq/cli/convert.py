@@ -29,6 +29,7 @@ from onnxq.errors import OutputError, UsageError
 if TYPE_CHECKING:
     from onnxq.recipes import Recipe
     from onnxq.report import Report
+    from onnxq.report.findings import LayerLosses, Tradeoff
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="The .onnx file to write.", show_default=False)
@@ -37,7 +38,21 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 ReportFile = Annotated[
     Path | None,
-    typer.Option("--report", metavar="FILE", help="Write what was done to each weight as JSON.", show_default=False),
+    typer.Option(
+        "--report",
+        metavar="FILE",
+        help="Write what was done to each weight: a page to look at where the name ends in .html, else JSON.",
+        show_default=False,
+    ),
+]
+Findings = Annotated[
+    Path | None,
+    typer.Option(
+        "--findings",
+        metavar="FILE",
+        help="JSON of 'onnxq sensitivity' or 'onnxq allocate', to be shown on the page of --report.",
+        show_default=False,
+    ),
 ]
 StatisticsFile = Annotated[
     Path | None,
@@ -76,6 +91,7 @@ def quantize(
     dry_run: DryRun = False,
     force: Force = False,
     report_file: ReportFile = None,
+    findings: Findings = None,
     calib: CalibrationData = None,
     sequence: CalibrationSequence = 512,
     samples: CalibrationSamples = 128,
@@ -107,6 +123,7 @@ def quantize(
     chosen = _recipe(recipe, non_finite)
     if report_file:
         _check_report(report_file, model, output, force=force)
+    shown = _findings(findings, report_file)
     with progress("quantizing") as advance:
         calibration = calib and Calibration(
             calib,
@@ -133,7 +150,7 @@ def quantize(
             progress=lambda _, done, total: advance(done, total, "writing" if done == total else None),
         )
     if report_file:
-        _write_report(report, report_file)
+        _write_report(report, report_file, shown)
     _show(report, as_json)
 
 
@@ -183,9 +200,27 @@ def _check_report(path: Path, model: Path, output: Path, *, force: bool) -> None
         raise OutputError(f"--report '{path}' exists; pass --force to replace a file")
 
 
-def _write_report(report: "Report", path: Path) -> None:
+def _is_page(report_file: Path | None) -> bool:
+    return report_file is not None and report_file.suffix.lower() in (".html", ".htm")
+
+
+def _findings(path: Path | None, report_file: Path | None) -> "tuple[LayerLosses, Tradeoff | None] | None":
+    if path is None:
+        return None
+    if not _is_page(report_file):
+        raise UsageError("--findings are shown on a page: give --report FILE.html too")
+    from onnxq.report.findings import read_findings
+
+    return read_findings(path)
+
+
+def _write_report(report: "Report", path: Path, found: "tuple[LayerLosses, Tradeoff | None] | None") -> None:
+    losses, tradeoff = found or (None, None)
     try:
-        report.write(path)
+        if _is_page(path):
+            report.write_html(path, losses=losses, tradeoff=tradeoff)
+        else:
+            report.write(path)
     except OSError as error:
         raise OutputError(
             f"'{report.output}' is written, but not the report '{path}': {error.strerror or error}"

@@ -66,6 +66,10 @@ Common = Annotated[
     Path, typer.Option("--data", metavar="D", help="Token ids (.npy), or inputs (.npz).", show_default=False)
 ]
 Worst = Annotated[int, typer.Option("--worst", min=0, metavar="N", help="Show the N layers furthest apart.")]
+Cached = Annotated[
+    bool, typer.Option("--cached", help="Read one token a run behind the model's cache, as generating does.")
+]
+Along = Annotated[bool, typer.Option("--along", help="Show all layers, in the order in which they are computed.")]
 Samples = Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Use the first N windows or samples.")]
 
 
@@ -77,6 +81,7 @@ def evaluate(
     sequence: SequenceLength = 256,
     batch: Batch = 8,
     limit: Limit = None,
+    cached: Cached = False,
     accuracy_level: AccuracyLevel = None,
     providers: Providers = None,
     threads: Threads = None,
@@ -100,6 +105,7 @@ def evaluate(
             sequence=sequence,
             batch=batch,
             limit=limit,
+            cached=cached,
             providers=provider_list(providers),
             threads=threads,
             accuracy_level=accuracy_level,
@@ -139,6 +145,7 @@ def compare(
     limit: Samples = 8,
     batch: Batch = 1,
     worst: Worst = 10,
+    along: Along = False,
     accuracy_level: AccuracyLevel = None,
     providers: Providers = None,
     threads: Threads = None,
@@ -158,7 +165,7 @@ def compare(
             sequence=sequence,
             batch=batch,
             limit=limit,
-            per_layer=as_json or worst > 0,
+            per_layer=as_json or along or worst > 0,
             providers=provider_list(providers),
             threads=threads,
             accuracy_level=accuracy_level,
@@ -167,7 +174,7 @@ def compare(
     if as_json:
         show_json({"a": str(a), "b": str(b), **found.to_dict()})
     else:
-        _show_comparison(found, worst)
+        _show_comparison(found, None if along else worst)
 
 
 def _labelled(data: Path | None, labels: str | None) -> tuple[Any, Any]:
@@ -228,20 +235,46 @@ def _checks(checked: "Abilities | Robustness | None") -> "Iterator[tuple[str, st
     yield "attacked", f"{checked.attacked:.2%}", f"along the gradient (FGSM), {change}{how}"
 
 
-def _show_comparison(found: "Comparison", worst: int) -> None:
+def _show_comparison(found: "Comparison", worst: int | None) -> None:
+    """With `worst` None, all layers in their order."""
     from rich.text import Text
 
     show(_differences("output", found.outputs))
-    if worst and found.layers:
+    for line in _outcomes(found):
+        show(Text(line))
+    if worst != 0 and found.layers:
         show(Text())
-        show(_differences("layer, furthest apart first", found.worst(worst)))
-        if (more := len(found.layers) - worst) > 0:
-            show(Text(f"and {more} layers that are closer (--worst N, --json)"))
+        if worst is None:
+            show(_differences("layer", found.layers))
+        else:
+            show(_differences("layer, furthest apart first", found.worst(worst)))
+            if (more := len(found.layers) - worst) > 0:
+                show(Text(f"and {more} layers that are closer (--worst N, --along, --json)"))
+        show(Text(_jump(found)))
     for name, reason in found.skipped.items():
         show(Text(f"not compared: {name}: {reason}", style="yellow"))
     show(Text(f"\n{found.samples} samples"))
     for model, execution in zip("AB", found.execution, strict=True):
         show(Text(f"{model}: " + "; ".join(execution.sentences())))
+
+
+def _outcomes(found: "Comparison") -> Iterator[str]:
+    for each in found.agreements:
+        shared = "" if each.shared is None else f"; {each.shared:.2%} of the best {each.best} shared"
+        yield f"{each.name}: the same best in {each.same_best:.2%} of {each.rows:,} rows{shared}"
+    if found.worst_samples:
+        listed = ", ".join(f"{each.sample} ({each.sqnr_db:.1f} dB)" for each in found.worst_samples)
+        yield f"samples furthest apart: {listed}"
+
+
+def _jump(found: "Comparison") -> str:
+    jump = found.jump()
+    if jump is None:
+        return "The error jumps nowhere: no layer is 6 dB worse than all before it"
+    before, at = jump
+    now = f"{at.nonfinite:,} NaN or Inf" if at.nonfinite else f"{at.sqnr_db:.1f} dB"
+    until = "" if before is None else f", where nothing before it was under {before.sqnr_db:.1f} dB"
+    return f"The error jumps first at {at.name}: {now}{until}"
 
 
 def _differences(title: str, rows: "Sequence[Difference]") -> "Table":

@@ -150,3 +150,19 @@ def scale_from_codes(domain: Opset, values: npt.NDArray[np.float32]) -> OnnxFunc
         return op.Gather(op.Constant(value=table), op.Cast(codes, to=_INT32)) * tensor_scale
 
     return Scale
+
+
+def hadamard(domain: Opset) -> OnnxFunction:
+    """`Hadamard(x, left, right)`: rows of x seen as matrices [a, b], each `left @ row @ right`.
+
+    With orthogonal matrices of a * b channels in all, it rotates: row @ kron(left.T, right).
+    """
+
+    @script(domain, default_opset=op)
+    def Hadamard(x, left, right):
+        start, one = op.Constant(value_ints=[0]), op.Constant(value_ints=[1])
+        rows, columns = op.Slice(op.Shape(left), start, one), op.Slice(op.Shape(right), start, one)
+        matrices = op.Reshape(x, op.Concat(op.Constant(value_ints=[-1]), rows, columns, axis=0))
+        return op.Reshape(op.MatMul(left, op.MatMul(matrices, right)), op.Shape(x))
+
+    return Hadamard

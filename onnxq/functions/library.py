@@ -1,5 +1,6 @@
 """Which functions an operator needs, by name, ready to put into a model."""
 
+import inspect
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -10,14 +11,15 @@ import onnx_ir as ir
 from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
-from onnxq.formats import SCALE_TYPES, Format, Minifloat, get_format
+from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
 from onnxq.functions import bodies, rounding
+from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "MatMul", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -62,6 +64,10 @@ def format_of(suffix: str) -> Format:
 def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     """The function of one operator and those that it calls."""
     domain = Opset(DOMAIN, VERSION)
+    if operator.startswith("Cache"):
+        return _of_cache(domain, operator)
+    if operator == "Hadamard":
+        return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
@@ -69,11 +75,13 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
-        return (_renamed(bodies.scale_from_codes(domain, values), {"Scale": operator}),)
+        made = bodies.scale_from_codes(domain, values)
+        return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
     kind = format_of(suffix)
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
-        return (_renamed(_ROUNDING[name](domain, kind), {name: operator}),)
+        rounding = _ROUNDING[name]
+        return (_named(rounding(domain, kind), {name: operator}, _text(rounding, F=suffix)),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
         "Dequantize": f"Dequantize{suffix}",
@@ -83,20 +91,63 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "Linear": f"Linear{suffix}",
         "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
+    dequantize = bodies.dequantize_asymmetric if asymmetric else bodies.dequantize
     unpacking = bodies.unpack(domain, kind.bits)
-    dequantizing = (bodies.dequantize_asymmetric if asymmetric else bodies.dequantize)(domain, kind, unpacking)
-    scripts = [unpacking, dequantizing]
+    dequantizing = dequantize(domain, kind, unpacking)
+    scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
     if family in ("MatMul", "Linear"):
-        scripts.append((bodies.matmul_asymmetric if asymmetric else bodies.matmul)(domain, dequantizing))
+        matmul = bodies.matmul_asymmetric if asymmetric else bodies.matmul
+        scripts.append((matmul, matmul(domain, dequantizing)))
     if family == "Linear":
-        scripts.append((bodies.linear_asymmetric if asymmetric else bodies.linear)(domain, scripts[-1]))
-    return tuple(_renamed(each, names) for each in scripts)
+        linear = bodies.linear_asymmetric if asymmetric else bodies.linear
+        scripts.append((linear, linear(domain, scripts[-1][1])))
+    return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 
 
-def _renamed(script: OnnxFunction[Any, Any], names: dict[str, str]) -> FunctionProto:
-    """The function with its own name, and with calls of other functions by theirs."""
+def _of_cache(domain: Opset, operator: str) -> tuple[FunctionProto, ...]:
+    match = re.fullmatch(r"(CacheScale|CacheQuantize|CacheDequantize)(.+)", operator)
+    if match is None:
+        raise ValueError(operator)
+    family, suffix = match.groups()
+    kind = format_of(suffix)
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]]
+    if family == "CacheScale":
+        scripts = [(cache_bodies.cache_scale, cache_bodies.cache_scale(domain, kind))]
+    elif family == "CacheDequantize":
+        unpacking = bodies.unpack(domain, kind.bits)
+        dequantizing = cache_bodies.cache_dequantize(domain, kind, unpacking)
+        scripts = [(bodies.unpack, unpacking), (cache_bodies.cache_dequantize, dequantizing)]
+    else:
+        finding: Any = cache_bodies.integer_codes if isinstance(kind, Integer) else cache_bodies.minifloat_codes
+        codes, packing = finding(domain, kind), cache_bodies.pack(domain, kind.bits)
+        quantizing = cache_bodies.cache_quantize(domain, kind, codes, packing)
+        scripts = [(finding, codes), (cache_bodies.pack, packing), (cache_bodies.cache_quantize, quantizing)]
+    names = {
+        "Unpack": f"Unpack{kind.bits}",
+        "Pack": f"Pack{kind.bits}",
+        "CacheCodes": f"CacheCodes{suffix}",
+        **{
+            f"{each}{tail}": f"{each}{suffix}"
+            for each in ("CacheQuantize", "CacheDequantize")
+            for tail in ("", "Bytes")
+        },
+        "CacheScale": operator,
+    }
+    protos = [_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts]
+    used = {node.op_type for proto in protos for node in proto.node} | {operator}
+    return tuple(proto for proto in protos if proto.name in used)
+
+
+def _text(body: object, **parts: str) -> str:
+    """What a graph viewer shows: the docstring of a body, `<F>` being the format."""
+    text = inspect.cleandoc(body.__doc__ or "")
+    return re.sub(r"<(\w+)>", lambda part: parts.get(part[1], part[0]), text)
+
+
+def _named(script: OnnxFunction[Any, Any], names: dict[str, str], text: str) -> FunctionProto:
+    """The function with its own name and doc string, and with calls of other functions by their names."""
     proto: FunctionProto = script.to_function_proto()
-    proto.name = names[proto.name]
+    proto.name, proto.doc_string = names[proto.name], text
     for node in proto.node:
         if node.domain == DOMAIN:
             node.op_type = names[node.op_type]

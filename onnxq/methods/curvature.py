@@ -23,9 +23,10 @@ class Curvature:
     Attributes:
         matrix: float32 [K, K].
         energy: float32 [K], its diagonal; zero where a channel was never active.
+        correction: float32 [K, K], by which weights make up for errors of their inputs (see `aqer`), or None.
     """
 
-    def __init__(self, matrix: np.ndarray) -> None:
+    def __init__(self, matrix: np.ndarray, correction: Floats | None = None) -> None:
         """Take H, any positive multiple of it, any float type.
 
         Raises:
@@ -37,6 +38,7 @@ class Curvature:
         scaled = matrix / mean if mean > 0 else matrix
         self.matrix: Floats = scaled.astype(np.float32, copy=False)
         self.energy: Floats = np.diag(self.matrix).copy()
+        self.correction = correction
         self._kept: dict[tuple[bool, float], Feedback] = {}
         self._lock = threading.Lock()
 
@@ -61,17 +63,17 @@ class Curvature:
         with self._lock:
             if (act_order, damping) not in self._kept:
                 order = np.argsort(-self.energy, kind="stable") if act_order else np.arange(len(self.energy))
-                upper, left = _factor(self._damped(order), damping, xp)
+                upper, left = _factor(self.damped(order, 0), damping, xp)
                 costs = np.empty_like(left)
                 costs[order] = left
                 self._kept[act_order, damping] = order, upper, costs
             return self._kept[act_order, damping]
 
-    def _damped(self, order: np.ndarray) -> np.ndarray:
-        """H in an order, float64; a channel that was never active stands by itself."""
+    def damped(self, order: np.ndarray, damping: float) -> np.ndarray:
+        """H in an order, damped, float64; a channel that was never active stands by itself."""
         wide: np.ndarray = self.matrix[np.ix_(order, order)].astype(np.float64)
         diagonal = np.diag(wide).copy()
-        wide[np.diag_indices(len(wide))] = np.where(diagonal > 0, diagonal, 1)
+        wide[np.diag_indices(len(wide))] = np.where(diagonal > 0, diagonal, 1) + damping
         return wide
 
 

@@ -11,7 +11,7 @@ from onnxq.errors import NonFiniteError
 from onnxq.formats import Format, Integer, ScaleType
 from onnxq.formats.base import Codes, Floats
 from onnxq.formats.scales import BF16, FP16
-from onnxq.methods.backend import quantize_finite
+from onnxq.methods.backend import quantize_finite, to_host
 from onnxq.methods.chunks import Chunk, chunks
 from onnxq.methods.solution import Solution
 
@@ -59,6 +59,19 @@ class Grid:
         """The grid with `scale` and `zero_point` as arrays of another module."""
         zero_point = None if self.zero_point is None else xp.asarray(self.zero_point)
         return replace(self, scale=xp.asarray(self.scale), zero_point=zero_point)
+
+    def rescaled(self, scale: Any, spec: GridSpec) -> "Grid":
+        """The same grid with other scales, [A, G, C] in either array module, as they can be stored."""
+        level = 1.0 if self.tensor_scale is None else float(self.tensor_scale)
+        wanted = np.asarray(to_host(scale), np.float64) / level
+        if spec.scale_type.rounding == "floor":
+            # To the nearest power of two.
+            wanted *= np.sqrt(2)
+        zero = np.float32(0) if self.zero_point is None else to_host(self.zero_point)
+        values = self.format.values[np.isfinite(self.format.values)]
+        farthest = np.maximum(np.abs(values.min() - zero), np.abs(values.max() - zero))
+        stored = _within(_store(wanted, spec), spec.largest / level / farthest.astype(np.float64))
+        return replace(self, stored=stored, scale=stored.astype(np.float32) * np.float32(level))
 
     def quantize(self, weight: Floats, scale: Floats, zero_point: Floats | None) -> tuple[Codes, Floats]:
         """Codes and decoded values of weights to which scales and zero points broadcast, in either array module."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx import helper
 
 from onnxq.errors import OutputError
 from onnxq.model import probe
@@ -22,7 +23,12 @@ from onnxq.model.writing import write_data, write_model
 
 @contextmanager
 def segment(
-    model: Model, given: Mapping[str, onnx.ValueInfoProto], taps: Sequence[Tap], *, folder: Path | None = None
+    model: Model,
+    given: Mapping[str, onnx.ValueInfoProto],
+    taps: Sequence[Tap],
+    *,
+    passed: Mapping[str, str] | None = None,
+    folder: Path | None = None,
 ) -> Iterator[bytes | str]:
     """What `onnxruntime.InferenceSession` takes for the part of a model between some values and what taps read.
 
@@ -30,6 +36,7 @@ def segment(
         model: Not changed.
         given: Values of the main graph that become the inputs, in place of what makes them.
         taps: Their outputs become the outputs.
+        passed: For values of the main graph, values before them that are taken in their place.
         folder: Where a large part is written; by default the system's folder for temporary files.
 
     Raises:
@@ -37,6 +44,9 @@ def segment(
     """
     form = Form.of(model.ir)
     graph = form.proto.graph
+    for node in graph.node:
+        if passed and node.output[0] in passed:
+            node.CopyFrom(helper.make_node("Identity", [passed[node.output[0]]], [node.output[0]]))
     graph.node.extend(node for tap in taps for node in tap.nodes)
     del graph.output[:]
     graph.output.extend(output for tap in taps for output in tap.outputs)

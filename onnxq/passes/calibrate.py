@@ -51,6 +51,15 @@ class Reading:
         """Ask about it."""
         return Request(self.tensor, self.channels, kinds, self.view)
 
+    def against_float(self) -> Request:
+        """Ask how it lies to what the float model has in its place, where both are known."""
+        return Request(self.tensor, self.channels, ("cross",), self.view, (float_name(self.tensor), self.channels))
+
+
+def float_name(tensor: str) -> str:
+    """How the activation of the float model is called beside that of a model whose first layers are quantized."""
+    return f"onnxq.float/{tensor}"
+
 
 def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
     """What is multiplied with a weight, where it is a value of the main graph and the weight is one matrix.

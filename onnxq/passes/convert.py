@@ -7,11 +7,13 @@ from pathlib import Path
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
 from onnxq.model.sites import find_weights
+from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
+from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import ActivationPlan, round_activations
 from onnxq.passes.rounding.standard import use_standard_pairs
 from onnxq.passes.sequential import solve_in_sequence
@@ -82,6 +84,7 @@ class Converted:
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
+        cache: What was decided about the cache of keys and values.
     """
 
     model: Model
@@ -90,15 +93,16 @@ class Converted:
     activations: ActivationPlan
     results: tuple[Result, ...]
     calibrated: tuple[str, ...]
+    cache: CachePlan
 
     @property
     def is_changed(self) -> bool:
         """The model is not the one that came in."""
         quantized = self.activations.sites or any(each.skipped is None for each in self.results)
-        return bool(quantized) or any(each.done for each in self.changes)
+        return bool(quantized or self.cache.quantized) or any(each.done for each in self.changes)
 
 
-def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Converted:
+def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder: Recorder | None = None) -> Converted:
     """Quantize a model.
 
     Args:
@@ -106,62 +110,80 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path) -> Conver
         asked: What to do.
         sink: Takes the bytes of quantized weights.
         folder: For what lies on the disk meanwhile; empty, and there until the converted model is written.
+        recorder: Takes time and memory of each pass.
 
     Raises:
         UsageError, DataError, NonFiniteError, OutputError, SessionError: See `onnxq.quantize`.
     """
     asked.check()
+    during = (recorder or Recorder()).during
     stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
     context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
-    model, changes = prepare(model, context)
-    rounded = round_activations(model, context, asked.statistics)
+    with during("rewrite the float model"):
+        model, changes = prepare(model, context)
+    if any(each.done for each in changes) and asked.calibration is not None:
+        # A cache belongs to the model that came in, and so can serve all recipes that leave it as it is.
+        asked = replace(asked, calibration=replace(asked.calibration, cache=None))
+        context = replace(context, calibration=asked.calibration)
+    with during("round activations"):
+        rounded = round_activations(model, context, asked.statistics)
     model, activations = rounded.model, rounded.plan
-    plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
+    with during("plan"):
+        plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
+        cache = plan_cache(model.ir.graph, asked.recipe.cache)
     statistics, solutions = None, None
+    with during("calibrate the cache"):
+        cache_ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
     if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
-        solutions = solve_in_sequence(
-            model,
-            plan,
-            weights,
-            asked.calibration,
-            folder / "solutions" if asked.resume is None else Path(asked.resume),
-            non_finite=asked.recipe.non_finite,
-            device=asked.device,
-            threads=asked.threads,
-        )
+        with during("calibrate and solve, layer by layer"):
+            solutions = solve_in_sequence(
+                model,
+                plan,
+                weights,
+                asked.calibration,
+                folder / "solutions" if asked.resume is None else Path(asked.resume),
+                rounded=rounded.exact,
+                non_finite=asked.recipe.non_finite,
+                device=asked.device,
+                threads=asked.threads,
+            )
     else:
         if asked.statistics is not None and activations.sites and requests(plan, weights, model.ir.graph):
             raise UsageError(
                 f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
                 "does not know: give the data, --calib DATA"
             )
-        statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+        with during("calibrate"):
+            statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()
-    if solutions is None and (seen := statistics or rounded.ranges) is not None:
+    if solutions is None and (seen := statistics or rounded.ranges or cache_ranges) is not None:
         calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
     elif asked.calibration is not None:
         calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
     plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
-    if not plan.quantized and not activations.sites and not any(each.done for each in changes):
-        return Converted(model, plan, changes, activations, (), calibrated)
-    results = quantize_weights(
-        model.ir,
-        plan,
-        weights,
-        sink,
-        statistics=statistics,
-        solutions=solutions,
-        non_finite=asked.recipe.non_finite,
-        device=asked.device,
-        threads=asked.threads,
-        progress=_counted(plan, [weight.size for weight in weights], asked.progress),
-    )
-    fuse_products(model.ir)
-    if activations.sites and plan.target == "standard":
-        use_standard_pairs(model.ir)
-        finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
-    finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, changes, activations, tuple(results), calibrated)
+    if not (plan.quantized or activations.sites or cache.quantized or any(each.done for each in changes)):
+        return Converted(model, plan, changes, activations, (), calibrated, cache)
+    with during("solve and pack weights" if solutions is None else "pack weights"):
+        results = quantize_weights(
+            model.ir,
+            plan,
+            weights,
+            sink,
+            statistics=statistics,
+            solutions=solutions,
+            non_finite=asked.recipe.non_finite,
+            device=asked.device,
+            threads=asked.threads,
+            progress=_counted(plan, [weight.size for weight in weights], asked.progress),
+        )
+    with during("fuse products, add functions"):
+        fuse_products(model.ir)
+        quantize_cache(model.ir, cache, cache_ranges)
+        if activations.sites and plan.target == "standard":
+            use_standard_pairs(model.ir)
+            finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
+        finish(model.ir, plan.opset, plan.ir_version)
+    return Converted(model, plan, changes, activations, tuple(results), calibrated, cache)
 
 
 def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:

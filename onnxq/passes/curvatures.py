@@ -3,8 +3,10 @@
 import threading
 from collections import OrderedDict
 
+from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
-from onnxq.passes.calibrate import Reading
+from onnxq.passes.calibrate import Reading, float_name
+from onnxq.statistics.requests import Key
 from onnxq.statistics.statistics import Statistics
 
 # Weights of one tensor stand together in most models; each curvature holds a few times the bytes of its K x K matrix.
@@ -26,8 +28,13 @@ class Curvatures:
             return None
         with self._lock:
             if reading not in self._kept:
-                self._kept[reading] = Curvature(self._statistics.get(reading.tensor, "hessian", reading.view))
+                self._kept[reading] = self._made(self._statistics, reading)
             self._kept.move_to_end(reading)
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return self._kept[reading]
+
+    def _made(self, statistics: Statistics, reading: Reading) -> Curvature:
+        h = statistics.get(reading.tensor, "hessian", reading.view)
+        key = Key(reading.tensor, "cross", reading.view.label, float_name(reading.tensor))
+        return Curvature(h, aqer.correction(h, statistics.answers[key]) if key in statistics.answers else None)

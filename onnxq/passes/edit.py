@@ -131,6 +131,11 @@ class Editor:
                 drop_unused(value)
 
 
+def describe(node: ir.Node, text: str) -> None:
+    """Add a line to what a graph viewer shows about a node."""
+    node.doc_string = f"{node.doc_string}\n{text}" if node.doc_string else text
+
+
 def _attributes(attributes: Mapping[str, int | list[int]]) -> list[ir.Attr]:
     return [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
 

@@ -6,7 +6,7 @@ from onnxq.functions import DOMAIN, VERSION, functions
 from onnxq.model.operators import domain_of, is_set
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.scopes import nodes, scopes
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, describe
 from onnxq.passes.fusion import is_op
 from onnxq.passes.target import FUNCTION_IR_VERSION
 
@@ -36,6 +36,7 @@ def fuse_products(model: ir.Model) -> int:
             continue
         family = "MatMul" if bias is None else "Linear"
         inputs = [node.inputs[0], *maker.inputs, *([] if bias is None else [bias])]
+        describe(place, maker.doc_string or "")
         editor.replace(place, (DOMAIN, maker.op_type.replace("Dequantize", family, 1)), inputs, attributes)
         # People know a weight by the product that reads it, not by the addition behind.
         place.name = node.name

@@ -11,7 +11,7 @@ from onnxq.formats import SCALE_TYPES, pack
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, drop_unused
+from onnxq.passes.edit import Editor, describe, drop_unused
 from onnxq.passes.plan import grouping, leaves_standard
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import Target
@@ -59,8 +59,19 @@ ValueFor = Callable[[ir.Node], ir.Value]
 """Makes, right before a reader, the value that the reader takes in place of the weight."""
 
 
-def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, target: Target, sink: Sink) -> int:
-    """Store a weight and let its readers read it dequantized.
+def insert(
+    editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, target: Target, sink: Sink, text: str
+) -> int:
+    """Store a solved weight and let its readers read it dequantized.
+
+    Args:
+        editor: Of the model.
+        weight: To store.
+        spec: How it was quantized.
+        solution: Its codes and scales.
+        target: Says in which form.
+        sink: Takes the bytes.
+        text: What a graph viewer shows about the dequantizing nodes.
 
     Returns:
         Bytes of codes, scales and zero points.
@@ -69,7 +80,14 @@ def insert(editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, 
     place = placement(weight, spec, standard=standard)
     shelf = Shelf(editor, weight, sink)
     make = (_dequantize_linear if standard else _dequantize_function)(shelf, solution, place)
-    connect(weight, make)
+
+    def value_for(reader: ir.Node) -> ir.Value:
+        dequantized = make(reader)
+        if (node := dequantized.producer()) is not None:
+            describe(node, text)
+        return shelf.in_shape(reader, dequantized)
+
+    connect(weight, value_for)
     return shelf.size_bytes
 
 
@@ -148,8 +166,7 @@ def _dequantize_linear(shelf: Shelf, solution: Solution, place: Placement) -> Va
             # The scales themselves are quantized with one float32 scale.
             result = shelf.scales(inputs[1])
             read[1] = shelf.editor.before(reader, ("", "DequantizeLinear"), [inputs[1], two_level], {}, result)
-        value = shelf.editor.before(reader, ("", "DequantizeLinear"), read, attributes, shelf.result(place.shape))
-        return shelf.in_shape(reader, value)
+        return shelf.editor.before(reader, ("", "DequantizeLinear"), read, attributes, shelf.result(place.shape))
 
     return value_for
 
@@ -188,8 +205,7 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
         if level is not None:
             function = f"Scale{scale_name.upper()}"
             read[1] = shelf.editor.before(reader, (DOMAIN, function), [inputs[1], level], {}, shelf.scales(inputs[1]))
-        value = shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
-        return shelf.in_shape(reader, value)
+        return shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
 
     return value_for
 

@@ -14,7 +14,7 @@ from onnxq.formats import Integer
 from onnxq.methods.solution import Solution
 from onnxq.model.operators import domain_of
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, describe
 from onnxq.passes.insert import Shelf
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import LOSSLESS_INT8
@@ -53,7 +53,7 @@ def is_matmul_weight(weight: Weight) -> bool:
     )
 
 
-def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink) -> int | None:
+def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int | None:
     """Turn the products with a weight into `MatMulNBits(bits=8)`.
 
     Args:
@@ -61,6 +61,7 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
         weight: For which `is_matmul_weight` holds.
         solution: From `as_int8`.
         sink: Takes the bytes.
+        text: What a graph viewer shows about them.
 
     Returns:
         Bytes of codes and scales, or None where the operator has no block size for the weight's groups, or filled up to
@@ -88,5 +89,6 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
     ]
     attributes = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     for site in weight.sites:
+        describe(site.node, text)
         editor.replace(site.node, ("com.microsoft", "MatMulNBits"), [site.node.inputs[0], *values], attributes)
     return shelf.size_bytes

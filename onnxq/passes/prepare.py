@@ -5,12 +5,15 @@ from typing import Any
 
 from onnxq.model.load import Model
 from onnxq.passes.equalize import equalize
+from onnxq.passes.rotation.rotate import rotate
 from onnxq.passes.step import Change, Context
 
 Apply = Callable[[Model, Any, Context], tuple[Model, list[Change]]]
 """(model, step of the recipe, what it has to go by) -> the model after it, and what was done or not."""
 
-APPLY: Mapping[str, Apply] = dict.fromkeys(("smooth", "aweq", "awq", "shift", "disassemble"), equalize)
+APPLY: Mapping[str, Apply] = dict.fromkeys(("smooth", "aweq", "awq", "shift", "disassemble"), equalize) | {
+    "rotate": rotate
+}
 """By the method of the step."""
 
 

@@ -13,6 +13,7 @@ from functools import partial
 import onnx_ir as ir
 
 from onnxq.methods.backend import get_module
+from onnxq.methods.histogram import histogram
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
@@ -38,6 +39,7 @@ class Result:
         size_bytes: Bytes of codes, scales and zero points.
         sqnr_db: Signal to quantization noise of the weight.
         skipped: Why it was left float after all (`non_finite: skip`), or None.
+        histogram: How its values lie on the grid of its format; see `onnxq.methods.histogram`.
     """
 
     weight: str
@@ -45,6 +47,7 @@ class Result:
     size_bytes: int
     sqnr_db: float
     skipped: str | None = None
+    histogram: tuple[int, ...] = ()
 
 
 def quantize_weights(
@@ -107,20 +110,22 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     spec, kind = decision.spec, solution.format.name
     if spec is None:
         raise ValueError(weight.name)
+    counts = histogram(weight.read().reshape(solution.codes.shape), solution)
+    text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
     size_bytes = None
     exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if int8.is_matmul_weight(weight) and not reads_integers(weight):
-            size_bytes = int8.replace_matmuls(editor, weight, solution, sink)
+            size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
     if (
         size_bytes is None
         and plan.target != "native"
         and runs_as_integers(weight, solution.format, grouping(weight, spec))
     ):
         solution = with_zero_point(weight, solution)
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
+        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
         quantize_biases(editor, weight, solution, sink)
     elif size_bytes is None:
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink)
-    return Result(weight.name, kind, size_bytes, solution.sqnr_db)
+        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
+    return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)

@@ -13,10 +13,11 @@ import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
+from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
-from onnxq.methods.grid import GridSpec, largest_of
+from onnxq.methods.grid import GridSpec, extremes, largest_of
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import SOLVERS
+from onnxq.methods.solve import SOLVERS, Solver
 from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.plan import Decision, Plan, grouping
@@ -51,6 +52,11 @@ class Work:
         """The activation whose statistics its solver wants and can have, or None."""
         wanted = SOLVERS[self.spec.method].hessian != "no"
         return self.reading if wanted and self.reading is not None and self.reading.view.groups == 1 else None
+
+    @property
+    def aims(self) -> bool:
+        """Whether its solver makes up for the errors of the layers before."""
+        return SOLVERS[self.spec.method].hessian == "needs"
 
 
 def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work]:
@@ -97,10 +103,12 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
     solver = SOLVERS[spec.method]
 
     def solved(array: np.ndarray) -> Solution:
-        if curvature is None or group.matrix[2] != 1:
-            return solver.solve(array, grid, curvature, xp)
+        if curvature is None:
+            return solver.solve(array, grid, None, xp)
+        if group.matrix[2] != 1:
+            return _aimed(array, curvature, grid, solver, xp)
         # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(solver.solve(np.ascontiguousarray(_turn(array)), grid, curvature, xp))
+        return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, grid, solver, xp))
 
     try:
         return solved(array)
@@ -118,6 +126,18 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             return what
         _logger.warning("%s, clamped", what)
         return solved(_clamped(array))
+
+
+def _aimed(weight: np.ndarray, curvature: Curvature, grid: GridSpec, solver: Solver, xp: Any) -> Solution:
+    """The solution of a weight [1, K, C] that makes up for the errors of its inputs, where they are known."""
+    if curvature.correction is None:
+        return solver.solve(weight, grid, curvature, xp)
+    exact = weight.astype(np.float32)
+    # Raises for NaN and Inf, which the correction would spread.
+    extremes(exact, None)
+    solution = solver.solve(exact + aqer.SHARE * (curvature.correction @ exact[0]), grid, curvature, xp)
+    error = solution.decode() - exact
+    return replace(solution, squared_error=float(np.vdot(error, error)), squared_norm=float(np.vdot(exact, exact)))
 
 
 def _turn(array: np.ndarray) -> np.ndarray:

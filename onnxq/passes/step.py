@@ -60,14 +60,14 @@ class Context:
         """What will happen to each weight of a model."""
         return make_plan(model.ir, self.recipe, self.target, self.selection)
 
-    def statistics(self, model: Model, requests: Sequence[Request], step: str) -> Statistics:
-        """Answers about the activations of a model, on behalf of a step.
+    def data(self, model: Model, step: str) -> Calibration:
+        """The data for a step that looks at activations.
 
-        They go into no cache: the model that it belongs to is the one that comes out of all steps.
+        It comes without its cache, which belongs to the model that came in.
 
         Raises:
-            UsageError: There is no data, or it can be gone through only once.
-            DataError, NonFiniteError, SessionError: As `collect`.
+            UsageError: There is none, or it can be gone through only once.
+            DataError: It does not fit the model.
         """
         if self.calibration is None:
             raise UsageError(
@@ -79,7 +79,16 @@ class Context:
                 f"the step '{step}' of recipe '{self.recipe.name}' goes through the data once more than an iterator "
                 "allows: give a list of feeds, or arrays"
             )
-        return collect(model, requests, replace(self.calibration, cache=None))
+        return replace(self.calibration, cache=None)
+
+    def statistics(self, model: Model, requests: Sequence[Request], step: str) -> Statistics:
+        """Answers about the activations of a model, on behalf of a step.
+
+        Raises:
+            UsageError: As `data`.
+            DataError, NonFiniteError, SessionError: As `collect`.
+        """
+        return collect(model, requests, self.data(model, step))
 
 
 def rewritten(model: Model, edit: Edit, folder: Path) -> Model:

@@ -110,7 +110,7 @@ def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: extends: no preset '{recipe.extends}'; {nearest(recipe.extends, preset_names())}")
     base = load_recipe(recipe.extends)
     joined = {"equalize": (*base.equalize, *recipe.equalize), "rules": (*base.rules, *recipe.rules)}
-    return recipe.model_copy(update={**joined, "extends": None})
+    return recipe.model_copy(update={**joined, "extends": None, "cache": recipe.cache or base.cache})
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:

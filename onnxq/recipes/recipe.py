@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from onnxq.errors import nearest
 from onnxq.model.operators import WEIGHT_OPERATORS
 from onnxq.recipes.activation import ActivationSpec
+from onnxq.recipes.cache import CacheSpec
 from onnxq.recipes.spec import QuantSpec, as_list
 from onnxq.recipes.steps import Step
 
@@ -110,6 +111,7 @@ class Recipe(BaseModel):
         rules: In order.
         non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
             (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
+        cache: How the cache of keys and values of a language model is quantized; None leaves it float.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,11 +122,13 @@ class Recipe(BaseModel):
     equalize: tuple[Step, ...] = ()
     rules: tuple[Rule, ...] = ()
     non_finite: NonFinitePolicy = "error"
+    cache: CacheSpec | None = None
 
     @property
     def is_empty(self) -> bool:
         """Nothing in it changes a model."""
-        return not self.equalize and not any(rule.weight or rule.activation for rule in self.rules)
+        changes = self.equalize or self.cache is not None
+        return not changes and not any(rule.weight or rule.activation for rule in self.rules)
 
     def with_rules(self, *rules: Rule) -> "Recipe":
         """The same recipe with more rules at the end, where they win."""

@@ -74,10 +74,10 @@ class QuantSpec(BaseModel):
             raise ValueError(f"scale {self.scale} needs symmetric: true")
         return self
 
-    def describe(self) -> str:
-        """One line for people: `fp4_e2m1, groups of 32, fp16 scales`."""
+    def describe(self, chosen: str | None = None) -> str:
+        """One line for people: `fp4_e2m1, groups of 32, fp16 scales`; of several formats the one that was chosen."""
         where = {"tensor": "one scale", "channel": "per channel", "group": f"groups of {self.group_size}"}
-        parts = ["|".join(self.format), where[self.granularity]]
+        parts = [chosen or "|".join(self.format), where[self.granularity]]
         if self.scale != "auto":
             parts.append(f"{self.scale} scales")
         if not self.symmetric:

@@ -19,6 +19,9 @@ def _as_tuple(value: object) -> object:
     return value if isinstance(value, list | tuple) else (value,)
 
 
+RotationSite = Literal["residual", "value", "online"]
+ROTATION_SITES: tuple[RotationSite, ...] = ("residual", "value", "online")
+RotationSites = Annotated[tuple[RotationSite, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Sites = Annotated[tuple[SiteKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 
 
@@ -122,12 +125,35 @@ class Disassemble(Diagonal):
         )
 
 
-Step = Annotated[Smooth | Aweq | Awq | Shift | Disassemble, Field(discriminator="method")]
+class Rotate(BaseModel):
+    """QuaRot (arXiv 2404.00456): rotations spread outliers over all channels, and undo each other.
+
+    Attributes:
+        sites: The `residual` stream (R1), the `value`s of each attention head (R2), and the input of products behind
+            activation functions and gates, by an operator that runs `online` (R4).
+        choose: RoSTE (arXiv 2502.09003): only where that lowers the error on calibration data. False: everywhere.
+        seed: Of the random signs.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["rotate"]
+    sites: RotationSites = ROTATION_SITES
+    choose: bool = True
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def describe(self) -> str:
+        """One line for people: `rotate residual, value, online where that helps`."""
+        return f"rotate {', '.join(self.sites)}{' where that helps' if self.choose else ''}"
+
+
+Step = Annotated[Smooth | Aweq | Awq | Shift | Disassemble | Rotate, Field(discriminator="method")]
 STEPS: dict[str, type[BaseModel]] = {
     "smooth": Smooth,
     "aweq": Aweq,
     "awq": Awq,
     "shift": Shift,
     "disassemble": Disassemble,
+    "rotate": Rotate,
 }
 """By what a recipe calls them."""

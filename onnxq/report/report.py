@@ -1,12 +1,19 @@
 """`Report`: what a conversion did to each weight and activation, and why it left others alone."""
 
 import json
+import os
+import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from onnxq.passes.record import PassRecord
 from onnxq.passes.step import Change
+
+if TYPE_CHECKING:
+    from onnxq.report.findings import LayerLosses, Tradeoff
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class Entry:
         spec: How it was quantized, in words; None where it stayed float.
         sqnr_db: Signal to quantization noise of its values; None where it stayed float.
         reason: Why it stayed float; None where it was quantized.
+        histogram: How its values lie on the grid of its format (`onnxq.methods.histogram`); not in JSON.
     """
 
     weight: str
@@ -36,6 +44,7 @@ class Entry:
     spec: str | None = None
     sqnr_db: float | None = None
     reason: str | None = None
+    histogram: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,9 @@ class Report:
         changes: What the steps of the recipe did to the float model before its weights were quantized.
         activations: What becomes of each activation; empty where no rule of the recipe is about them.
         version: Of onnxq.
+        passes: What the time went to, in order.
+        recipe_text: The recipe, as YAML.
+        versions: Of Python and of the packages that took part.
     """
 
     model: str | None
@@ -90,6 +102,9 @@ class Report:
     version: str = ""
     changes: tuple[Change, ...] = ()
     activations: tuple[Activation, ...] = ()
+    passes: tuple[PassRecord, ...] = ()
+    recipe_text: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def quantized(self) -> tuple[Entry, ...]:
@@ -110,13 +125,41 @@ class Report:
         """Plain data, as JSON holds it; an infinite ratio (nothing was lost) becomes null."""
         plain = asdict(self)
         for entry in plain["entries"]:
+            del entry["histogram"]
             if entry["sqnr_db"] == float("inf"):
                 entry["sqnr_db"] = None
         return plain
 
     def write(self, path: str | Path) -> None:
-        """Write the report as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", "utf-8")
+        """Write the report as JSON; the file appears complete or not at all."""
+        _write(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+
+    def write_html(
+        self, path: str | Path, *, losses: "LayerLosses | None" = None, tradeoff: "Tradeoff | None" = None
+    ) -> None:
+        """Write the report as one HTML page that opens from the disk; the file appears complete or not at all.
+
+        Args:
+            path: The file; one that stands there is replaced.
+            losses: What the model loses by each weight alone, where that was measured.
+            tradeoff: Bits and losses of other allocations, where they were searched.
+        """
+        from onnxq.report.html import render
+
+        _write(Path(path), render(self, losses=losses, tradeoff=tradeoff))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def tally(reasons: Sequence[str]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from onnxq.statistics.nodes import Nodes
 from onnxq.statistics.reductions import REDUCTIONS, Given
 from onnxq.statistics.requests import Key, Request
 from onnxq.statistics.shelf import Shelf
-from onnxq.statistics.views import ALL, LAST
+from onnxq.statistics.views import ALL
 
 
 def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Tap:
@@ -27,7 +27,7 @@ def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Ta
         name, channels = request.other
         reads.append(name)
         floats = nodes.add("Cast", name, to=onnx.TensorProto.FLOAT)
-        other = LAST.rows(nodes, floats, channels)
+        other = request.view.rows(nodes, floats, channels)
         names[1] = nodes.add("Add", names[1], _finite(nodes, floats))
     if "histogram" in request.kinds:
         low, high = (shelf.answers[Key(request.tensor, kind, ALL.label)] for kind in ("min", "max"))

@@ -5,7 +5,6 @@ import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from onnxq.errors import DataError, NonFiniteError, OutputError
 from onnxq.model.digest import digest_of, model_digest
 from onnxq.model.load import Model
+from onnxq.model.versions import package_versions
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
 from onnxq.statistics.requests import Key, Request
@@ -21,7 +21,6 @@ from onnxq.statistics.statistics import Statistics
 # Raised with every change that gives the content another meaning.
 _FORM = "onnxq.statistics.1"
 _CHUNK_BYTES = 8 << 20
-_PACKAGES = ("onnxq", "onnxruntime", "onnxruntime-gpu", "numpy")
 
 
 def collected(model: Model, requests: Sequence[Request], calibration: Calibration) -> Statistics:
@@ -115,7 +114,7 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
         "keys": json.dumps(list(statistics.answers)),
         "samples": str(statistics.samples),
         "synthetic": str(statistics.synthetic),
-        "versions": json.dumps(_versions()),
+        "versions": json.dumps(package_versions()),
     }
     metadata["content"] = _content(metadata, arrays)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
@@ -198,11 +197,3 @@ def _content(metadata: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> s
 def _settings(calibration: Calibration) -> str:
     samples = "all" if calibration.samples is None else f"at most {calibration.samples}"
     return f"{samples} samples, windows of {calibration.sequence} tokens, batches of {calibration.batch}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found

@@ -60,7 +60,7 @@ class Calibration:
             DataError: It does not fit the model.
             UsageError: A size is not positive.
         """
-        inputs, data, sequence = _inputs(model.ir.graph), self.data, self.sequence
+        inputs, data, sequence = inputs_of_graph(model.ir.graph), self.data, self.sequence
         if self.samples is not None and self.samples < 1:
             raise UsageError(f"samples is {self.samples}; it must be at least 1")
         if self.is_synthetic:
@@ -91,7 +91,7 @@ class Calibration:
         return total.hexdigest()
 
 
-def _inputs(graph: ir.Graph) -> tuple[Input, ...]:
+def inputs_of_graph(graph: ir.Graph) -> tuple[Input, ...]:
     """What a model must be given; a DataError names an input that numpy cannot hold."""
     found, sizes = [], past_sizes(graph)
     for value in graph.inputs:

@@ -27,7 +27,7 @@ class Request:
         channels: K, channels of a row; of no meaning for what is asked about a whole tensor.
         kinds: What is wanted.
         view: What of the tensor is a row of channels; answers about a whole tensor do not look at it.
-        other: For `cross`, X'Y: the other tensor's name and channels; its rows run along its last axis.
+        other: For `cross`, X'Y: the other tensor's name and channels; it is seen through the same view.
     """
 
     tensor: str
@@ -77,7 +77,7 @@ def _parts(request: Request) -> Iterator[Request]:
         # Its bins lie between them.
         whole += ["min", "max"]
     if "cross" in request.kinds:
-        if request.other is None or request.view.rank != 2:
+        if request.other is None or request.view.rank is None or request.view.groups > 1:
             raise ValueError(f"cross moments of '{request.tensor}' need another tensor, and rows of both")
         yield replace(request, kinds=("cross",))
     channels = tuple(kind for kind in request.kinds if kind not in whole and kind != "cross")

@@ -142,5 +142,24 @@ class Patches:
         return {"auto_pad": self.auto_pad} | {name: list(value) for name, value in given.items() if value}
 
 
+@dataclass(frozen=True)
+class Heads:
+    """[batch, heads, tokens, size]: a token is a row, with the channels of all its heads side by side."""
+
+    label: str = "heads"
+    groups: int = 1
+    rank: int | None = 2
+
+    def rows(self, nodes: Nodes, tensor: str, channels: int) -> str:
+        """[n, heads * size]."""
+        tokens_first = nodes.add("Transpose", tensor, perm=[0, 2, 1, 3])
+        return nodes.add("Reshape", tokens_first, nodes.ints(-1, channels))
+
+    def count(self, shape: Sequence[int]) -> int:
+        """As `View`."""
+        return shape[0]
+
+
 LAST = Axis()
 ALL = Whole()
+HEADS = Heads()

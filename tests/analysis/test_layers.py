@@ -111,6 +111,11 @@ def test_weights_that_cannot_be_swapped_are_loaded_anew(lm):
     assert kls[1] == pytest.approx(kls[0], rel=1e-3)
 
 
+def test_recipes_that_change_more_than_weights_are_refused(lm):
+    with pytest.raises(UsageError, match="recipe 'w8a8' changes more than weights"):
+        sensitivity(lm, TOKENS, ["int4", "w8a8"])
+
+
 @pytest.mark.parametrize("name", ["resnet", "vit"])
 def test_classifiers_are_judged_too(name):
     found = sensitivity(DIGITS / f"{name}.onnx", DIGITS / "test.npz", "int2-g32", method="rtn", limit=32)

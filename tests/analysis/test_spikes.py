@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 
 import onnxq
 from onnxq.analysis.spikes import skip_rules, spikes
+from onnxq.recipes import parse_recipe
 from onnxq.statistics.calibration import Calibration
 
 CODE_LM = Path(__file__).parents[2] / "samples" / "code_lm"
@@ -56,52 +57,28 @@ def with_spikes(proto: onnx.ModelProto) -> onnx.ModelProto:
     return made
 
 
-def with_int8_inputs(proto: onnx.ModelProto, found: tuple[onnxq.analysis.spikes.Spike, ...], skipped: set[str]):
-    """Every input of a layer rounded to int8 with one scale for all tokens, but for those of some nodes."""
-    made = copy.deepcopy(proto)
-    graph = made.graph
-    readers = {node: spike for spike in found for node in spike.nodes if node not in skipped}
-    graph.initializer.append(numpy_helper.from_array(np.int8(0), "zero_point"))
-    nodes, rounded = [], set()
-    for node in graph.node:
-        if spike := readers.get(node.name):
-            name = spike.tensor
-            if name not in rounded:
-                rounded.add(name)
-                graph.initializer.append(numpy_helper.from_array(np.float32(spike.largest / 127), name + "scale"))
-                scale = [name + "scale", "zero_point"]
-                nodes.append(helper.make_node("QuantizeLinear", [name, *scale], [name + "codes"]))
-                nodes.append(helper.make_node("DequantizeLinear", [name + "codes", *scale], [name + "rounded"]))
-            node.input[0] = name + "rounded"
-        nodes.append(copy.deepcopy(node))
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return made
-
-
 def test_the_two_spiked_layers_rank_first_and_leaving_them_float_closes_the_gap(tmp_path):
     plain = onnx.load(CODE_LM / "model.onnx")
     path = tmp_path / "spiky.onnx"
     path.write_bytes(with_spikes(plain).SerializeToString())
-    spiky = onnx.load(path)
-    found = spikes(path, Calibration(CODE_LM / "calibration.npy", sequence=SEQUENCE, samples=8))
+    data = Calibration(CODE_LM / "calibration.npy", sequence=SEQUENCE, samples=8)
+    found = spikes(path, data)
     assert {weight for each in found[:2] for weight in each.weights} == set(SPIKED)
     assert found[1].kappa > 20 > found[2].kappa
 
     rules = skip_rules(found)
-    assert len(rules) == 2
-    recipe = onnxq.load_recipe("int8").with_rules(*rules)
-    skipped = [each for each in onnxq.plan(path, recipe).entries if each.reason and "spikes" in each.reason]
-    assert {each.weight for each in skipped} == set(SPIKED)
-    nodes = {node for each in skipped for node in each.readers}
+    assert len(rules) == len(SPIKED)
+    w8a8 = parse_recipe("rules: [{weight: {format: int8}, activation: {format: int8}}]")
 
-    def nll(model: onnx.ModelProto) -> float:
-        (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    def nll(model: Path, recipe: onnxq.Recipe | None = None) -> float:
+        if recipe is not None:
+            onnxq.quantize(model, recipe, output=tmp_path / "w8a8.onnx", calibration=data, force=True)
+            model = tmp_path / "w8a8.onnx"
         tokens = CODE_LM / "heldout.npy"
-        return math.log(onnxq.evaluate(tmp_path / "m.onnx", tokens=tokens, sequence=SEQUENCE, limit=32).value)
+        return math.log(onnxq.evaluate(model, tokens=tokens, sequence=SEQUENCE, limit=32).value)
 
-    exact, spiked = nll(plain), nll(spiky)
-    assert spiked == pytest.approx(exact, abs=1e-3)
-    broken, repaired = (nll(with_int8_inputs(spiky, found, skip)) - spiked for skip in (set(), nodes))
+    exact = nll(path)
+    assert exact == pytest.approx(nll(CODE_LM / "model.onnx"), abs=1e-3)
+    broken, repaired = nll(path, w8a8) - exact, nll(path, w8a8.with_rules(*rules)) - exact
     assert broken > 0.02
     assert repaired < 0.1 * broken

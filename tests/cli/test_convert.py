@@ -39,6 +39,28 @@ def test_the_report_file_equals_the_json(onnxq, model):
     assert json.loads(report.read_text()) == json.loads(done.out)
 
 
+def test_a_report_named_html_is_a_page_of_the_same_weights(onnxq, model):
+    page = model.with_name("what.html")
+    assert onnxq("quantize", model, "-o", model.with_name("small.onnx"), "--report", page).code == 0
+    text = page.read_text("utf-8")
+    assert text.startswith("<!doctype html>")
+    assert text.count('<tr id="w') == 2
+    assert ">first</th>" in text
+    assert "solve and pack weights" in text
+    assert text.count('class="area s0"') == 4
+
+
+def test_findings_are_shown_on_the_page_and_refused_without_one(onnxq, model):
+    found = model.with_name("found.json")
+    found.write_text(json.dumps({"effects": [{"weight": "first", "recipe": "int4", "kl": 0.25}]}))
+    page, small = model.with_name("what.html"), model.with_name("small.onnx")
+    assert onnxq("quantize", model, "-o", small, "--report", page, "--findings", found).code == 0
+    assert "first: 0.25 (int4)" in page.read_text("utf-8")
+    done = onnxq("quantize", model, "-o", small, "--force", "--findings", found)
+    assert done.code == 2
+    assert "give --report FILE.html too" in done.err
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder")]
 )

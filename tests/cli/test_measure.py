@@ -61,6 +61,18 @@ def test_compare_shows_outputs_and_the_layers_furthest_apart(onnxq, model, data,
     assert [each["name"] for each in found["layers"]] == ["h", "r"]
 
 
+def test_compare_along_the_graph_shows_decisions_samples_and_the_jump(onnxq, model, data, tmp_path):
+    np.savez(tmp_path / "x.npz", x=np.load(data)["x"])
+    onnxq("quantize", model, "-o", tmp_path / "small.onnx", "--recipe", "int2", "--exclude", "first")
+    done = onnxq("compare", model, tmp_path / "small.onnx", "--data", tmp_path / "x.npz", "--along", "--limit", "20")
+    assert re.search(
+        r"^y: the same best in \d+\.\d\d% of 20 rows; \d+\.\d\d% of the best 5 shared$", done.out, re.MULTILINE
+    )
+    assert re.search(r"^samples furthest apart: (\d+ \(\d+\.\d dB\)(, )?){5}$", done.out, re.MULTILINE)
+    assert re.search(r"^h +MatMul +equal.*\nr +Relu +equal", done.out, re.MULTILINE)
+    assert "The error jumps nowhere" in done.out
+
+
 def test_a_model_equals_itself(onnxq, model, data, tmp_path):
     np.savez(tmp_path / "x.npz", x=np.load(data)["x"])
     done = onnxq("compare", model, model, "--data", tmp_path / "x.npz", "--worst", "0")
@@ -87,11 +99,36 @@ def test_generate_stops_before_a_stop_text(onnxq):
 def test_inspect_shows_operators_weights_and_fit(onnxq, model):
     done = onnxq("inspect", model)
     assert re.search(r"2 MatMul +1 Relu", done.out)
-    assert re.search(r"^first +MatMul +float +64x48 +12,288 +3\d\.\d +2\d\.\d ", done.out, re.MULTILINE)
+    assert re.search(
+        r"^first +MatMul +float +64x48 +12,288 +\d\.\d+ +[23]\.\d +3\d\.\d +2\d\.\d ", done.out, re.MULTILINE
+    )
     assert re.search(r"^2 weights +18,432", done.out, re.MULTILINE)
     found = json.loads(onnxq("inspect", model, "--json").out)
     assert [each["name"] for each in found["weights"]] == ["first", "second"]
     assert found["mean_sqnr_db"]["int8"] > found["mean_sqnr_db"]["fp6-e2m3"] > found["mean_sqnr_db"]["int4"]
+
+
+def test_inspect_shows_formats_and_bits_of_a_quantized_file(onnxq, model, tmp_path):
+    onnxq("quantize", model, "-o", tmp_path / "small.onnx", "--recipe", "nvfp4")
+    done = onnxq("inspect", tmp_path / "small.onnx")
+    row = r"^first_quantized +MatMulFP4E2M1 +64x48 +fp4_e2m1 +groups of 16, e4m3 +1,732 +4 +4\.51$"
+    assert re.search(row, done.out, re.MULTILINE)
+    assert "for target ort" in done.out
+    assert "Float weights" not in done.out
+    found = json.loads(onnxq("inspect", tmp_path / "small.onnx", "--json").out)
+    assert [each["bits"] for each in found["stored"]] == [4, 4]
+    assert "nvfp4" in found["made_by"]["recipe"]
+
+
+def test_inspect_with_data_shows_activations_and_what_stands_out(onnxq, model, tmp_path):
+    x = np.random.default_rng(2).normal(size=(50, 64)).astype(np.float32)
+    x[:, 5] *= 100
+    np.savez(tmp_path / "x.npz", x=x)
+    done = onnxq("inspect", model, "--calib", tmp_path / "x.npz")
+    assert re.search(r"^x +-\d+ +\d+ +\d+\.\d +64 +1$", done.out, re.MULTILINE)
+    assert re.search(r"^  x: 1 of 64 channels .* smoothing", done.out, re.MULTILINE)
+    found = json.loads(onnxq("inspect", model, "--calib", tmp_path / "x.npz", "--json").out)
+    assert [each["tensor"] for each in found["activations"]] == ["x", "r"]
 
 
 def test_inspect_without_fit_reads_no_weight(onnxq, broken_weight):

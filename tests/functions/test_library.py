@@ -178,3 +178,14 @@ def test_bodies_use_only_standard_operators_and_each_other() -> None:
             assert node.domain in ("", DOMAIN)
             if node.domain == "":
                 assert onnx.defs.get_schema(node.op_type, 13)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize("sides", [(4, 6), (1, 8), (3, 3)])
+def test_hadamard_rotates_rows_by_a_kronecker_product(sides, opset):
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((side, side)).astype(np.float32) for side in sides)
+    x = rng.standard_normal((2, 5, sides[0] * sides[1])).astype(np.float32)
+    node = helper.make_node("Hadamard", ["x", "left", "right"], ["y"], domain=DOMAIN)
+    made = run(model_of(node, opset, 3, x=x, left=left, right=right))
+    np.testing.assert_allclose(made, x @ np.kron(left.T, right), rtol=1e-5, atol=1e-5)

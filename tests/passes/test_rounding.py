@@ -14,6 +14,7 @@ import onnxq
 from onnxq.analysis.execution import execution
 from onnxq.errors import DataError, UsageError
 from onnxq.formats import get_format
+from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.ranges import round_to, scale_of
@@ -238,7 +239,7 @@ def test_channels_of_a_convolution() -> None:
             np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.05)
 
 
-def test_weights_are_solved_behind_rounded_activations() -> None:
+def test_weights_make_up_for_rounded_activations() -> None:
     original = model_of("g (float[n,16] x) => (float[n,8] y) { y = MatMul(x, w) }", w=(16, 8))
     x = images(200, 16) @ images(16, 16)
     spec = "{format: int4, range: absmax}"
@@ -252,9 +253,12 @@ def test_weights_are_solved_behind_rounded_activations() -> None:
     rounded = round_to(x.astype(np.float64), np.float32(scale), zero, kind)
     grid = GridSpec([get_format("int3")], 16, onnxq.formats.get_scale_type("fp32"), symmetric=True)
     weight = numpy_helper.to_array(original.graph.initializer[0])[None]
-    right, wrong = (gptq.solve(weight, grid, Curvature(each.T @ each)).decode()[0] for each in (rounded, x))
+    h = rounded.T @ rounded
+    aimed = weight + 0.5 * aqer.correction(h, rounded.T @ x) @ weight
+    right, blind = (gptq.solve(each, grid, Curvature(h)).decode()[0] for each in (aimed, weight))
     np.testing.assert_allclose(run(made, x), rounded.astype(np.float32) @ right, rtol=1e-3, atol=1e-2)
-    assert np.abs(right - wrong).max() > 0.01
+    errors = [float(np.square(rounded @ each - x @ weight[0]).sum()) for each in (right, blind)]
+    assert errors[0] < 0.98 * errors[1]
 
 
 def test_static_scales_need_data(tmp_path: Path) -> None:

@@ -8,11 +8,13 @@ from onnx import numpy_helper, parser
 import onnxq
 from onnxq.errors import DataError, OnnxqError
 from onnxq.formats import get_format, get_scale_type
+from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solve import gptq
 from onnxq.model.load import from_proto
 from onnxq.model.segment import segment
+from onnxq.model.taps import Tap
 from onnxq.passes import sequential
 from onnxq.passes.plan import make_plan
 from onnxq.passes.sequential import solve_in_sequence
@@ -71,18 +73,23 @@ def solved(data, tmp_path):
 
 
 def by_hand(x: np.ndarray) -> dict[str, np.ndarray]:
-    """The same in numpy: each weight as [K, C], on the outputs of those before it."""
+    """The same in numpy: each weight as [K, C], on the outputs of those before it, towards those of the float model."""
     w = weights()
 
-    def solve(weight: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    def solve(weight: np.ndarray, inputs: np.ndarray, floats: np.ndarray) -> np.ndarray:
         spec = GridSpec(SPEC.formats, len(weight), SPEC.scale_type, symmetric=False)
         wide = inputs.astype(np.float64)
-        return gptq.solve(weight[None], spec, Curvature(wide.T @ wide)).decode()[0]
+        h = wide.T @ wide
+        correction = aqer.correction(h, wide.T @ floats)
+        return gptq.solve((weight + 0.5 * correction @ weight)[None], spec, Curvature(h)).decode()[0]
 
-    made = {"w0": solve(w["w0"], x), "w1": solve(w["w1"], x)}
-    d = np.maximum(x @ made["w0"], 0) * (x @ made["w1"])
-    made["w2"] = solve(w["w2"].T, d)
-    made["w3"] = solve(w["w3"].T, d @ made["w2"] + x)
+    made = {"w0": solve(w["w0"], x, x), "w1": solve(w["w1"], x, x)}
+
+    def gated(parts: dict[str, np.ndarray]) -> np.ndarray:
+        return np.maximum(x @ parts["w0"], 0) * (x @ parts["w1"])
+
+    made["w2"] = solve(w["w2"].T, gated(made), gated(w))
+    made["w3"] = solve(w["w3"].T, gated(made) @ made["w2"] + x, gated(w) @ w["w2"].T + x)
     return made
 
 
@@ -200,7 +207,7 @@ def test_a_part_has_only_what_it_needs(data):
     assert (second.layers, second.given, second.kept, second.applied) == ((2,), ("x",), ("d", "x"), (0, 1))
     assert (third.layers, third.given, third.kept, third.applied) == ((3,), ("d", "x"), (), (2,))
     given = {name: onnx.helper.make_tensor_value_info(name, 1, [None, None]) for name in third.given}
-    tap = sequential.Tap(["f"], [], [onnx.ValueInfoProto(name="f")])
+    tap = Tap(["f"], [], [onnx.ValueInfoProto(name="f")])
     with segment(model, given, [tap]) as opened:
         part = onnx.ModelProto.FromString(opened).graph
     assert [node.op_type for node in part.node] == ["Transpose", "MatMul", "Add"]

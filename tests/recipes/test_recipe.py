@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from onnxq.recipes import Match, QuantSpec, Recipe, Rule, parse_recipe
+from onnxq.recipes import Match, QuantSpec, Recipe, Rule, load_recipe, parse_recipe, preset_names
+from onnxq.recipes.write import recipe_text
 
 INT4, INT8 = QuantSpec(format=("int4",)), QuantSpec(format=("int8",))
 NAMES = ("model.layers.0.mlp.down_proj.weight", "/model/layers.0/mlp/down_proj/MatMul")
@@ -106,3 +107,9 @@ def test_recipes_do_not_change() -> None:
         Recipe().name = "x"  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
         INT4.scale = "fp16"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_recipe_as_yaml_is_the_same_recipe(name):
+    recipe = load_recipe(name)
+    assert parse_recipe(recipe_text(recipe)) == recipe

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.formats.base import Floats
 from onnxq.methods.backend import to_host
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import Grid, GridSpec, row_groups
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import clip, rtn
+from onnxq.methods.solve import clip, refine, rtn
 
 # Channels between two matrix products that bring in the errors of all channels before.
 _BLOCK = 64
@@ -37,13 +36,14 @@ def solve(
     damping: float = DAMPING,
     search: clip.Search | None = None,
     turns: int | None = None,
+    sweeps: int = 2,
     xp: Any = np,
 ) -> Solution:
     """Quantize one weight; never worse than rounding it to nearest, in the error of the layer.
 
     What is rounded in the end is not the weight but the weight with all that makes up for earlier errors. At two or
     three bits that lies far from the weight, so a grid that suits the weight does not suit it: after each turn the grid
-    is laid anew for the values that were rounded, and of all turns the one with the smallest error is taken.
+    is laid anew for the values that were rounded. The best of all turns is refined, scales and codes by turns.
 
     Args:
         weight: [1, K, C], any float type, finite: K input channels, C output channels.
@@ -53,39 +53,71 @@ def solve(
         act_order: Go through input channels by falling energy.
         damping: Share of the mean energy that is added to each.
         search: Ranges that are tried for each group, as in `clip`; `clip.NONE` takes the largest magnitude.
-        turns: How often all is rounded; by default four times for formats of up to three bits, twice for others.
+        turns: How often all is rounded; by default twice for formats of up to three bits, once for others.
+        sweeps: How often scales are fitted to codes, and codes to scales.
         xp: Array module that computes: numpy, or CuPy on a GPU.
     """
     exact = weight[0].astype(np.float32, copy=False)
     order, feedback, costs = curvature.feedback(act_order=act_order, damping=damping, xp=xp)
     back, groups = np.argsort(order), np.asarray(row_groups(len(exact), spec.block), np.intp)[order].tolist()
     ordered, feedback = xp.asarray(exact[order]), xp.asarray(feedback)
+    cost = _Cost(ordered, feedback, xp.asarray(costs[order]), xp)
     grid = clip.best_grid(weight, spec, None, search, energy=curvature.energy + clip.FLOOR, xp=xp)
-    best, least, seen = None, np.inf, exact
-    count = turns or (4 if grid.format.bits <= 3 else 2)
+    best, seen = _Best(), exact
+    count = turns or (2 if grid.format.bits <= 3 else 1)
     for turn in range(count):
         codes, values = _round_in_turn(ordered, grid.on(xp), groups, feedback)
-        error = ordered - values
-        if (cost := _cost(error, feedback, costs[order], xp)) < least or best is None:
-            squared = float(xp.vdot(error, error)), float(np.vdot(exact, exact))
-            best, least = grid.solution(to_host(codes)[back][None], *squared), cost
+        best.take(cost.of(values), grid, codes, values)
         if turn + 1 < count:
-            seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + _carried(feedback, error, xp))[back]
+            seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + cost.carried(values))[back]
             grid = clip.best_grid(seen[None], replace(spec, formats=[grid.format]), None, search, energy=costs, xp=xp)
-    if best is None:
-        raise ValueError(f"{turns} turns")
-    return clip.better(weight, best, rtn.solve(weight, spec), curvature, xp)
+    grid, codes, values = best.found
+    h = xp.asarray(curvature.damped(order, damping), xp.float32) if sweeps else None
+    for _ in range(sweeps):
+        grid = refine.fit_scales(ordered, grid.on(xp), codes, groups, h, spec, xp)
+        codes, values = refine.descend(ordered, grid.on(xp), codes, groups, h, xp)
+        best.take(cost.of(values), grid, codes, values)
+    grid, codes, values = best.found
+    error = ordered - values
+    found = grid.solution(to_host(codes)[back][None], float(xp.vdot(error, error)), float(np.vdot(exact, exact)))
+    return clip.better(weight, found, rtn.solve(weight, spec), curvature, xp)
 
 
-def _carried(feedback: Any, error: Any, xp: Any) -> Any:
-    """What each row has to make up for: [K, C]."""
-    return xp.triu(feedback, 1).T @ error
+class _Best:
+    """The codes and their grid that cost least so far."""
+
+    def __init__(self) -> None:
+        self._least = np.inf
+        self._found: tuple[Grid, Any, Any] | None = None
+
+    def take(self, cost: float, grid: Grid, codes: Any, values: Any) -> None:
+        if cost < self._least or self._found is None:
+            self._least, self._found = cost, (grid, codes, values)
+
+    @property
+    def found(self) -> tuple[Grid, Any, Any]:
+        if self._found is None:
+            raise ValueError("nothing was rounded")
+        return self._found
 
 
-def _cost(error: Any, feedback: Any, costs: Floats, xp: Any) -> float:
-    """The sum of e'He, damped: what is left in each row, at its cost."""
-    left = error + _carried(feedback, error, xp)
-    return float((left * left * xp.asarray(costs)[:, None]).sum(dtype=xp.float64))
+class _Cost:
+    """What values in the place of a weight cost: the sum of e'He, damped."""
+
+    def __init__(self, weight: Any, feedback: Any, costs: Any, xp: Any) -> None:
+        self._weight = weight
+        self._later = xp.triu(feedback, 1).T
+        self._costs = costs
+        self._xp = xp
+
+    def carried(self, values: Any) -> Any:
+        """What each row has to make up for: [K, C]."""
+        return self._later @ (self._weight - values)
+
+    def of(self, values: Any) -> float:
+        """What is left in each row, at its cost."""
+        left = self._weight - values + self.carried(values)
+        return float((left * left * self._costs[:, None]).sum(dtype=self._xp.float64))
 
 
 def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) -> tuple[Any, Any]:

@@ -1,20 +1,23 @@
 """`equalize`: one step of a recipe on all activations of a model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
+from onnxq.model.sites import Weight
 from onnxq.passes.equalize.fold import Folding
 from onnxq.passes.equalize.formulas import Seen, formula_of
 from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import find_places, products_of
 from onnxq.passes.step import Change, Context, rewritten
+from onnxq.recipes import ActivationSpec, QuantSpec
 
 
 def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Change]]:
-    """Scale the activations that meet the weights which the recipe quantizes; all of them where it quantizes none.
+    """Scale the activations of products that the recipe quantizes; of all products where it quantizes none.
 
     Args:
         model: Its graph is changed.
@@ -32,9 +35,7 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
     plan, weights = context.plan(model)
     products = products_of(weights, model.ir.graph)
     specs = {each.weight: each.spec for each in plan if each.spec is not None}
-    idle = not any(rule.weight for rule in context.recipe.rules)
-    wanted = {weight.name for weight in weights if weight.role == "linear"} if idle else specs.keys()
-    places = find_places(products, wanted, kinds=step.sites, insert=step.insert)
+    places = find_places(products, _wanted(weights, specs, context), kinds=step.sites, insert=step.insert)
     formula, changes, name = formula_of(step), [], step.describe()
     requests = [place.request(*formula.kinds) for place in places if place.walk is not None]
     if not requests:
@@ -57,3 +58,20 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
             folding.pick(place, found.picked)
         changes.append(Change(name, place.name, done=f"{place.where}{found.words}"))
     return rewritten(model, folding.write, context.folder), changes
+
+
+def _wanted(weights: Sequence[Weight], specs: Mapping[str, QuantSpec], context: Context) -> set[str]:
+    """Weights whose products are scaled: those that are quantized or read a quantized activation."""
+    recipe = context.recipe
+    if not any(rule.weight or rule.activation for rule in recipe.rules):
+        return {weight.name for weight in weights if weight.role == "linear"}
+    reads = {
+        weight.name
+        for weight in weights
+        if context.selection.refusal(weight) is None
+        and isinstance(
+            recipe.decide_activation(names=weight.names, op=weight.op, role=weight.role, size=weight.size),
+            ActivationSpec,
+        )
+    }
+    return {*specs, *reads}

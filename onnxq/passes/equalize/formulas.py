@@ -132,6 +132,8 @@ def _awq(_step: Awq, seen: Seen) -> Found:
     if any(len(seen.folding.product(node)[0].shape) != 2 for node in weights):
         raise Refusal("a convolution")
     chosen = [node for node in weights if node in seen.specs]
+    if not chosen:
+        raise Refusal("its weights stay float")
     curvature = Curvature(seen.get("hessian"))
     quantizers = [_rounding(seen, node) for node in chosen]
     scales, exponent = awq.scales(

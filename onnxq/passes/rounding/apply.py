@@ -1,6 +1,7 @@
 """`round_activations`: measure ranges, fold what must be folded, and round."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from onnxq.errors import UsageError
@@ -23,11 +24,13 @@ class Rounded:
         model: The model that was given, or one that stands for it.
         plan: What was decided about its activations.
         ranges: What static scales come from; None where there are none.
+        exact: For the name of each rounded value that of the value before.
     """
 
     model: Model
     plan: ActivationPlan
     ranges: Statistics | None
+    exact: Mapping[str, str] = field(default_factory=dict)
 
 
 def round_activations(model: Model, context: Context, file: str | Path | None = None) -> Rounded:
@@ -45,30 +48,29 @@ def round_activations(model: Model, context: Context, file: str | Path | None = 
     planned = plan_activations(model.ir, context.recipe, context.target, context.selection)
     if not planned.sites:
         return Rounded(model, planned, None)
-    wanted, ranges = planned.requests(), None
-    if wanted and context.calibration is None and file is None:
-        raise UsageError(
-            f"recipe '{context.recipe.name}' has static scales of activations, which need data: --calib DATA or "
-            "--calib synthetic; granularity: token needs none"
-        )
-    if wanted:
-        ranges = (
-            context.statistics(model, wanted, "activation") if file is None else load_statistics(file, model, wanted)
-        )
+    ranges = _ranges(model, planned, context, file)
     made: list[ActivationPlan] = []
+    exact: dict[str, str] = {}
 
     def edit(model: Model, staging: Staging) -> bool:
         fold_norms(model.ir, [node for site in planned.sites for node, _ in site.uses], staging)
         # Of the graph as it is now; values have kept their names.
         made.append(plan_activations(model.ir, context.recipe, context.target, context.selection))
         quantize_activations(model.ir, made[0].sites, ranges or Statistics({}), staging)
+        exact.update(
+            (str(value.name), str(site.value.name))
+            for site in made[0].sites
+            for node, index in site.uses
+            if (value := node.inputs[index]) is not None
+        )
         finish(model.ir, made[0].opset, made[0].ir_version)
         return True
 
-    return Rounded(rewritten(model, edit, context.folder), made[0], ranges)
+    return Rounded(rewritten(model, edit, context.folder), made[0], ranges, exact)
 
 
 def _ranges(model: Model, planned: ActivationPlan, context: Context, file: str | Path | None) -> Statistics | None:
+    """What static scales come from; None where there are none."""
     wanted = planned.requests()
     if not wanted:
         return None

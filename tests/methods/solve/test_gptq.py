@@ -58,7 +58,7 @@ def paper(weight: np.ndarray, h: np.ndarray, grid, order: np.ndarray, damping: f
 def test_codes_are_those_of_the_paper(name, block, act_order, layer, spec):
     weight, h = layer(1, 150, 7)
     chosen = spec(name, block=block)
-    found = gptq.solve(weight, chosen, Curvature(h), act_order=act_order, search=clip.NONE, turns=1)
+    found = gptq.solve(weight, chosen, Curvature(h), act_order=act_order, search=clip.NONE, turns=1, sweeps=0)
     grid = lay(chosen.formats[0], *extremes(weight, block), chosen)
     order = np.argsort(-np.diag(h), kind="stable") if act_order else np.arange(150)
     codes = paper(weight, h, grid, order, gptq.DAMPING)
@@ -95,7 +95,7 @@ def test_most_of_the_error_is_made_up_for(name, floor, layer, spec, cost):
 def test_independent_channels_are_rounded_to_nearest(layer, spec):
     weight, _ = layer(3, 48, 5)
     h = np.diag(np.random.default_rng(0).uniform(0.5, 2, 48))
-    found = gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, turns=1)
+    found = gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, turns=1, sweeps=0)
     assert np.array_equal(found.codes, rtn.solve(weight, spec("uint4")).codes)
 
 
@@ -118,7 +118,7 @@ def test_a_multiple_of_h_changes_nothing(layer, spec):
 def test_a_channel_that_was_never_active_is_rounded_by_itself(layer, spec):
     weight, h = layer(6, 32, 4)
     h[7] = h[:, 7] = 0
-    found = gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, turns=1)
+    found = gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, turns=1, sweeps=0)
     assert np.array_equal(found.codes[0, 7], rtn.solve(weight, spec("uint4")).codes[0, 7])
 
 
@@ -139,7 +139,10 @@ def test_more_damping_is_nearer_to_rounding_to_nearest(layer, spec):
     weight, h = layer(9, 64, 8)
     near = rtn.solve(weight, spec("uint4")).codes
     same = [
-        (gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, damping=each, turns=1).codes == near).mean()
+        (
+            gptq.solve(weight, spec("uint4"), Curvature(h), search=clip.NONE, damping=each, turns=1, sweeps=0).codes
+            == near
+        ).mean()
         for each in (0.01, 1, 1000)
     ]
     assert same[0] < same[1] < same[2]

@@ -1,0 +1,41 @@
+"""How the values of a quantized weight lie on the grid that they were rounded to."""
+
+import numpy as np
+
+from onnxq.formats import Format
+from onnxq.methods.solution import Solution
+
+BINS = 64
+# Enough that the outline of 64 bins does not change with more.
+_SAMPLED_ELEMENTS = 1 << 15
+
+
+def span(kind: Format) -> tuple[float, float]:
+    """The smallest and the largest number of a format."""
+    finite = kind.values[np.isfinite(kind.values)]
+    return float(finite.min()), float(finite.max())
+
+
+def histogram(weight: np.ndarray, solution: Solution) -> tuple[int, ...]:
+    """Count weights, in units of their scales, in equal bins over the span of the format.
+
+    Args:
+        weight: Before rounding, [A, K, C]; of a large one evenly spaced rows are counted.
+        solution: What it was rounded to.
+
+    Returns:
+        `BINS` counts; those at the ends hold what lies beyond the span too.
+    """
+    _, k, _ = weight.shape
+    rows = np.arange(0, k, min(max(1, weight.size // _SAMPLED_ELEMENTS), max(k, 1)))
+    groups = rows // (solution.block or max(k, 1))
+    scale = solution.scale[:, groups].astype(np.float32)
+    if solution.tensor_scale is not None:
+        scale *= solution.tensor_scale
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        units = weight[:, rows].astype(np.float32) / scale
+    if solution.zero_point is not None:
+        units += solution.format.decode(solution.zero_point)[:, groups]
+    low, high = span(solution.format)
+    counts, _ = np.histogram(np.clip(np.nan_to_num(units), low, high), BINS, (low, high))
+    return tuple(counts.tolist())

@@ -1,0 +1,66 @@
+"""`CacheSpec`: how the cache of keys and values of a language model is quantized."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from onnxq.errors import UsageError
+from onnxq.formats import Integer, Minifloat, get_format
+
+
+class CachePart(BaseModel):
+    """Keys, or values.
+
+    Attributes:
+        format: a signed integer or a minifloat.
+        granularity: one scale a channel of a head, from calibration (`channel`); one a token and head, found when the
+            token is written (`token`); or that after factors from calibration brought channels to one size
+            (`smoothed`).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: str = "int8"
+    granularity: Literal["channel", "token", "smoothed"] = "token"
+
+    @field_validator("format")
+    @classmethod
+    def _signed(cls, name: str) -> str:
+        try:
+            kind = get_format(name)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        if not (isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed)):
+            raise ValueError(f"the cache takes signed integers and minifloats, not {name}")
+        return name
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether its scales come from calibration."""
+        return self.granularity != "token"
+
+    def describe(self) -> str:
+        """For people: `int8 per channel`."""
+        return (
+            f"{self.format} "
+            + {"channel": "per channel", "token": "per token", "smoothed": "per token, smoothed"}[self.granularity]
+        )
+
+
+class CacheSpec(BaseModel):
+    """Past keys and values; those of the tokens that are just read are used as they are.
+
+    Attributes:
+        key: Keys have channels that are always large, so one scale a channel fits them (KIVI, WKVQuant).
+        value: Values have none, so one scale a token does.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    key: CachePart = CachePart(granularity="channel")
+    value: CachePart = CachePart()
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether a part of it needs calibration data."""
+        return self.key.needs_data or self.value.needs_data

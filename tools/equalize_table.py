@@ -1,0 +1,140 @@
+"""What steps against outliers take back, on models with outliers: the table of docs/equalize.md.
+
+    python tools/equalize_table.py                       # everything: about a quarter of an hour on two cores
+    python tools/equalize_table.py --step 16             # every sixteenth held-out window
+    python tools/equalize_table.py --schemes w8a8        # one of the schemes
+
+`samples/code_lm/outliers.py` makes two models that compute what `samples/code_lm/model.onnx` computes: one with
+channels that are many times as large as the others, one with spikes at the first token of two layers. Each is
+quantized with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`. A share is (nll without
+steps - nll) / (nll without steps - nll of the float model): 100 % is the float model, and below zero a step hurts.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import onnxq
+from onnxq.recipes import parse_recipe
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
+WINDOW = 256
+_FLOAT_ACTIVATIONS = 1
+_HEADER = ("outliers", "weights and activations", "step", "nll added", "share taken back")
+
+# What the rule says.
+SCHEMES = {
+    "w8a8": "weight: {format: int8}, activation: {format: int8}",
+    "w4a4-fp": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1}",
+    "w4a4": "weight: {format: int4}, activation: {format: int4, granularity: token}",
+}
+ABOUT = {
+    "w8a8": "INT8, one scale for the activation",
+    "w4a4-fp": "FP4 E2M1, one scale for the activation",
+    "w4a4": "INT4, a scale for each token",
+}
+# (outliers, scheme): steps, the first of them none.
+STEPS = {
+    ("channels", "w8a8"): ["", "smooth", "smooth, alpha: [0.5, 0.65, 0.8]", "aweq", "shift"],
+    ("channels", "w4a4-fp"): ["", "shift", "smooth", "aweq"],
+    ("channels", "w4a4"): [
+        "",
+        "disassemble, ratio: 0.02",
+        "disassemble",
+        "disassemble, ratio: 0.1",
+        "disassemble, assemble: true",
+        "smooth",
+        "aweq",
+    ],
+    ("spikes", "w8a8"): ["", "smooth", "aweq", "disassemble, insert: true"],
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One step on one model.
+
+    Attributes:
+        outliers: Which model.
+        scheme: How it is quantized.
+        step: What is done before.
+        added: Mean negative log-likelihood a token above that of the float model, in nats.
+        share: Of what quantizing without steps adds that is taken back.
+        places: Activations that were changed.
+        seconds: Of the conversion.
+    """
+
+    outliers: str
+    scheme: str
+    step: str
+    added: float
+    share: float
+    places: int
+    seconds: float
+
+
+def measure(schemes: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Row]:
+    """All rows of some schemes."""
+    tokens = np.load(SAMPLE / "heldout.npy")
+    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
+    data = onnxq.Calibration(SAMPLE / "calibration.npy", samples=samples)
+
+    def nll(path: Path) -> float:
+        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value)
+
+    exact = nll(SAMPLE / "model.onnx")
+    for outliers, scheme in [key for key in STEPS if key[1] in schemes]:
+        model, output = folder / f"{outliers}.onnx", folder / "quantized.onnx"
+        if not model.exists():
+            options = ["--spikes"] if outliers == "spikes" else []
+            command = [sys.executable, str(SAMPLE / "outliers.py"), str(model), *options]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        lost = math.nan
+        for text in STEPS[outliers, scheme]:
+            steps = f"equalize: [{{method: {text}}}]\n" if text else ""
+            recipe = parse_recipe(f"{steps}rules:\n- {{{SCHEMES[scheme]}}}")
+            started = time.perf_counter()
+            report = onnxq.quantize(model, recipe, output=output, force=True, calibration=data)
+            seconds = time.perf_counter() - started
+            added = nll(output) - exact
+            lost = lost if text else added
+            places = sum(each.done is not None for each in report.changes)
+            yield Row(outliers, scheme, text, added, 1 - added / lost, places, seconds)
+
+
+def main() -> None:
+    """Measure, print the table, and write JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="comma-separated; by default all")
+    parser.add_argument("--samples", type=int, default=32, help="windows of 512 tokens to calibrate on; by default 32")
+    parser.add_argument("--step", type=int, default=4, help="measure every n-th held-out window; by default every 4th")
+    parser.add_argument("--json", type=Path, help="write the results there")
+    options = parser.parse_args()
+    today, versions = datetime.now(UTC).date().isoformat(), {name: version(name) for name in ("onnxruntime", "numpy")}
+    print(f"{today}, " + ", ".join(f"{name} {each}" for name, each in versions.items()))
+    print(f"\n| {' | '.join(_HEADER)} |\n|{' --- |' * len(_HEADER)}", flush=True)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for row in measure(options.schemes.split(","), options.samples, options.step, Path(folder)):
+            rows.append(row)
+            step = f"`{row.step}`" if row.step else "none"
+            share = f"{row.share:.1%}".replace("%", " %") if row.step else ""
+            print(f"| {row.outliers} | {ABOUT[row.scheme]} | {step} | {row.added:+.4f} | {share} |", flush=True)
+    if options.json:
+        made = {"date": today, "versions": versions, "step": options.step, "rows": [asdict(row) for row in rows]}
+        options.json.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()
