@@ -63,7 +63,7 @@ def test_file_and_memory_agree(proto: onnx.ModelProto, path: Path) -> None:
 
 def test_plan_says_what_quantize_does(path: Path) -> None:
     for preset in ("fp6", "fp4", "mxfp4", "nvfp4", "int2", "int3", "int4", "int8", "fp6-e2m3"):
-        for target in ("ort", "standard", "ort-int8"):
+        for target in ("ort", "standard", "ort-int8", "ort-cuda"):
             planned = plan(path, preset, target=target)
             done = quantize(path, preset, output=path.with_name("out.onnx"), target=target, force=True)
             assert planned.output is None

@@ -17,6 +17,7 @@ from onnxq import errors
 from onnxq.cli.app import run
 from onnxq.errors import RecipeError
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
+from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import (
@@ -31,7 +32,7 @@ from onnxq.recipes import (
     parse_recipe,
     preset_names,
 )
-from onnxq.recipes.steps import Diagonal
+from onnxq.recipes.steps import ROTATION_SITES, Diagonal, Rotate
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -154,6 +155,10 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "method")} == steps.keys()
     fields = {field for each in steps.values() for field in each.model_fields} - {"method"}
     assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "key")} == fields
+    options = [cells[0].strip("`") for cells in table(DOCS / "equalize.md", "option")]
+    assert sorted(["method", *options]) == sorted(Rotate.model_fields)
+    sites = [cells[0].strip("`") for cells in table(DOCS / "equalize.md", "site", "rotated is")]
+    assert sites == list(ROTATION_SITES)
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
     for name, (_, formats, share, scale, method) in rows.items():
@@ -195,10 +200,13 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
         named(cells[0])[0]: (named(cells[1]), named(cells[2])) for cells in table(DOCS / "operators.md", "operator")
     }
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
+    wanted["Hadamard"] = "Hadamard"
     for kind in NAMED_FORMATS.values():
         for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
+                if family != "Dequantize" and kind.name in TILED_FORMATS:
+                    wanted[f"{family}{operator_suffix(kind)}Tiled{ending}"] = f"{family}<F>Tiled{ending}"
         if is_roundable(kind):
             for name in ("QuantizeDequantize<F>", "RowScale<F>"):
                 wanted[name.replace("<F>", operator_suffix(kind))] = name
@@ -208,7 +216,8 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     seen = set()
     for function in functions(wanted, opset=20):
         assert function.domain == DOMAIN
-        family = "Unpack<b>" if function.name.startswith("Unpack") else wanted[function.name]
+        callees = {"Unpack": "Unpack<b>", "Untile": "Untile<F>"}
+        family = callees.get(function.name[:6]) or wanted[function.name]
         seen.add(family)
         inputs, attributes = rows[family]
         assert [value.name for value in function.inputs] == inputs, function.name
@@ -216,12 +225,12 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     assert seen == rows.keys()
 
 
-@pytest.mark.parametrize("target", ["ort", "ort-int8", "standard"])
+@pytest.mark.parametrize("target", ["ort", "ort-int8", "ort-cuda", "standard"])
 def test_targets_page_says_what_each_preset_becomes(target: str, tmp_path: Path) -> None:
     original = onnx.ModelProto.FromString((CODE_LM / "model.onnx").read_bytes())
     calibration = onnxq.Calibration(CODE_LM / "calibration.npy", samples=8)
     before = {(node.domain, node.op_type) for node in original.graph.node}
-    rows = table(DOCS / "targets.md", "recipe", "`ort`")
+    rows = table(DOCS / "targets.md", "recipe", "`ort-cuda`" if target == "ort-cuda" else "`ort`")
     assert sorted(name for cells in rows for name in named(cells[0])) == sorted({*preset_names()} - {"none"})
     for recipes, *cells in rows:
         for recipe in named(recipes):
@@ -240,7 +249,7 @@ def test_targets_page_says_what_each_preset_becomes(target: str, tmp_path: Path)
                 assert versions == "28, 14", recipe
                 continue
             new = {node.op_type for node in made.graph.node if (node.domain, node.op_type) not in before}
-            operators, wanted = cells[:2] if target == "ort" else cells[2:]
+            operators, wanted = cells[2:] if target == "ort-int8" else cells[:2]
             assert (new, versions) == (set(named(operators)), wanted), recipe
 
 

@@ -1,19 +1,23 @@
-"""Time the CUDA kernels beside cuBLAS and write a table.
+"""Time the CUDA kernels beside cuBLAS and onnxruntime's own products, and write a table.
 
 python tools/bench_kernels.py OUT.json [--quick]
 
 Weights rotate through more than 200 MB (the L2 cache holds 60), times are medians of CUDA-graph replays, data is
-random, and each result is compared with float64. "Limit" is the time to read the weights once at 4.3 TB/s.
+random, and each result is compared with float64. "Limit" is the time to read the weights once at 4.3 TB/s. The own
+products of onnxruntime are `MatMul` in float16 and `MatMulNBits` with 4 bits in blocks of 128, timed in sessions.
 """
 
 import argparse
 import datetime
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import onnxruntime as ort
 import torch
 from gpu_products import Product, calls_for, seconds_each
+from gpu_sessions import Own
 
 from onnxq.runtime.cuda.configuration import Operand
 from onnxq.runtime.cuda.table import choose
@@ -29,7 +33,28 @@ OPERANDS = (
 )
 
 
-def line(weight: Product, M: int, cublas: dict[tuple[int, int, int], float]) -> dict[str, object]:
+class Others:
+    """What one shape is compared with, in microseconds."""
+
+    def __init__(self, N: int, K: int) -> None:
+        self.N, self.K = N, K
+        self.known: dict[int, dict[str, float]] = {}
+
+    def time(self, weight: Product, rows: Sequence[int]) -> None:
+        """Time them all for so many rows of x."""
+        for M in rows:
+            x = weight.activations(M)
+            y = torch.empty(M, self.N, dtype=x.dtype, device="cuda")
+            self.known[M] = {"cublas_us": weight.cublas_seconds(x, y) * 1e6}
+        for name, operator in (("ort_us", "MatMul"), ("ort_4bit_us", "MatMulNBits")):
+            own = Own(operator, self.N, self.K)
+            for M in rows:
+                self.known[M][name] = own.seconds(M) * 1e6
+            del own
+            torch.cuda.empty_cache()
+
+
+def line(weight: Product, M: int, others: dict[str, float]) -> dict[str, object]:
     """Check and time one product."""
     operand, N, K = weight.operand, weight.N, weight.K
     x = weight.activations(M)
@@ -39,16 +64,14 @@ def line(weight: Product, M: int, cublas: dict[tuple[int, int, int], float]) -> 
     guess = max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14)
     run = partial(weight.run, configuration, x, y)
     us = seconds_each(run, calls_for(guess, weight.copies), weight.copies) * 1e6
-    if (N, K, M) not in cublas:
-        cublas[N, K, M] = weight.cublas_seconds(x, y) * 1e6
     limit = weight.limit_seconds * 1e6
-    times = cublas[N, K, M] / us
+    ratios = "  ".join(f"{others[name] / us:5.2f}" for name in ("cublas_us", "ort_us", "ort_4bit_us"))
     print(
         f"{operand.fmt:9} {operand.dtype:8} g{operand.group:<4} {N:6}x{K:<6} M={M:<5} {us:9.2f} us  "
-        f"{limit / us:4.0%} of limit  {times:5.2f} x cuBLAS  error {error:.1e}"
+        f"{limit / us:4.0%} of limit  {ratios} x cuBLAS, MatMul, MatMulNBits  error {error:.1e}"
     )
     names = {"format": operand.fmt, "dtype": operand.dtype, "group": operand.group, "N": N, "K": K, "M": M}
-    numbers = {"us": us, "limit_us": limit, "cublas_us": cublas[N, K, M], "error": error}
+    numbers = {"us": us, "limit_us": limit, **others, "error": error}
     return names | numbers | {"configuration": repr(configuration)}
 
 
@@ -58,19 +81,22 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="other formats than FP6 E3M2 on one shape only")
     arguments = parser.parse_args()
-    lines: list[dict[str, object]] = []
-    cublas: dict[tuple[int, int, int], float] = {}
+    ort.preload_dlls()
     about = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
+        "onnxruntime": ort.__version__,
     }
-    for index, operand in enumerate(OPERANDS):
-        for N, K in SHAPES if index == 0 or not arguments.quick else ((28672, 8192),):
+    lines: list[dict[str, object]] = []
+    for number, (N, K) in enumerate(SHAPES):
+        others = Others(N, K)
+        others.time(Product(OPERANDS[0], N, K), ROWS)
+        for operand in OPERANDS if number == 0 or not arguments.quick else OPERANDS[:1]:
             weight = Product(operand, N, K)
-            for M in ROWS if index == 0 or not arguments.quick else (1, 16, 64, 256):
-                lines.append(line(weight, M, cublas))
+            for M in ROWS if operand is OPERANDS[0] or not arguments.quick else (1, 16, 64, 256):
+                lines.append(line(weight, M, others.known[M]))
                 arguments.out.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
             del weight
             torch.cuda.empty_cache()

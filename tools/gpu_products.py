@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,14 +30,20 @@ class Product:
         self.packed = torch.randint(0, 256, (self.copies, self.weight_bytes), dtype=torch.uint8, device="cuda")
         groups = -(-K // operand.group) if operand.group else 1
         self.scale = (torch.rand(groups, N, device="cuda") * 0.01 + 0.005).to(TORCH_TYPES[operand.scale])
+        self.zero = torch.randint(0, 16, (groups, N), dtype=torch.uint8, device="cuda")  # read only where asked for
         self.values: torch.Tensor | None = None
         self.dense_copies = int(ROTATION_BYTES // (2 * N * K)) + 2
-        self.halves = (torch.randn(self.dense_copies, N, K, device="cuda") * 0.05).to(TORCH_TYPES[operand.dtype])
 
     @property
     def limit_seconds(self) -> float:
         """Time to read the weights once."""
         return self.weight_bytes / READ_BYTES_PER_SECOND
+
+    @cached_property
+    def halves(self) -> torch.Tensor:
+        """Dense 16-bit weights for cuBLAS."""
+        made = torch.randn(self.dense_copies, self.N, self.K, device="cuda") * 0.05
+        return made.to(TORCH_TYPES[self.operand.dtype])
 
     def activations(self, M: int) -> torch.Tensor:
         """Normal x [M, K]."""
@@ -49,10 +56,10 @@ class Product:
             units = self.packed[0].cpu().numpy().reshape(self.N // 16, self.K // 128, -1)
             codes = torch.from_numpy(unpack_tiled(units, fmt)).cuda()
             table = torch.from_numpy(np.asarray(fmt.values, np.float64)).cuda()
-            scale = self.scale.double()
-            if self.operand.group:
-                scale = scale.repeat_interleave(self.operand.group, 0)[: self.K]
-            self.values = table[codes.int()] * scale
+            values, rows = table[codes.int()], torch.arange(self.K, device="cuda") // (self.operand.group or self.K)
+            if self.operand.zero:
+                values -= table[self.zero.int()][rows]
+            self.values = values * self.scale.double()[rows]
         return self.values
 
     def cublas_seconds(self, x: torch.Tensor, y: torch.Tensor) -> float:
@@ -72,7 +79,8 @@ class Product:
         early: bool = True,
     ) -> None:
         """Put one product on torch's current stream."""
-        pointers = (x.data_ptr(), self.packed[copy].data_ptr(), self.scale.data_ptr(), bias, y.data_ptr())
+        tensors = (x, self.packed[copy], self.scale, y)
+        pointers = kernels.Pointers(*(each.data_ptr() for each in tensors), zero=self.zero.data_ptr(), bias=bias)
         stream = torch.cuda.current_stream().cuda_stream
         kernels.matmul(self.operand, configuration, pointers, (x.shape[0], self.N, self.K), stream, early=early)
 
@@ -88,7 +96,9 @@ class Product:
         return float((results[0].double() - reference).norm() / reference.norm())
 
 
-def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: int = 7) -> float:
+def seconds_each(
+    call: Callable[[int], None], count: int, copies: int, replays: int = 7, warm_seconds: float = WARM_SECONDS
+) -> float:
     """Median time of one call within a replayed CUDA graph of `count` calls; call(copy) rotates over the copies."""
     call(0)
     torch.cuda.synchronize()
@@ -97,7 +107,7 @@ def seconds_each(call: Callable[[int], None], count: int, copies: int, replays: 
         for i in range(count):
             call(i % copies)
     began = time.monotonic()
-    while time.monotonic() - began < WARM_SECONDS:  # an idle GPU has lowered its clocks
+    while time.monotonic() - began < warm_seconds:  # an idle GPU has lowered its clocks
         graph.replay()
         torch.cuda.synchronize()
     times = []

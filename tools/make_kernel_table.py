@@ -1,6 +1,8 @@
 """Merge the fastest configuration of each product from sweeps into onnxq/runtime/cuda/table.json.
 
 python tools/make_kernel_table.py SWEEP.json ...      (later files win where a configuration was timed twice)
+
+What the table says of other products stays.
 """
 
 import json
@@ -18,14 +20,14 @@ Product = tuple[str, int, int, int]
 def main() -> None:
     """Read, choose, write."""
     times: dict[Product, dict[Configuration, float]] = {}
-    for known in measured() if TABLE.exists() else ():
-        times[known.fmt, known.N, known.K, known.M] = {known.configuration: known.us}
     for path in sys.argv[1:]:
         for sweep in json.loads(Path(path).read_text()):
             timed = times.setdefault((sweep["fmt"], sweep["N"], sweep["K"], sweep["M"]), {})
             for row in sweep["rows"]:
                 if row["error"] < 1e-3:
                     timed[eval(row["configuration"], {"Stream": Stream, "Tile": Tile})] = row["us"]  # noqa: S307 our own text
+    for known in measured() if TABLE.exists() else ():
+        times.setdefault((known.fmt, known.N, known.K, known.M), {known.configuration: known.us})
     lines: list[dict[str, Any]] = []
     for (fmt, N, K, M), timed in sorted(times.items()):
         # What serves more rows serves fewer as fast, where it happens to be the better choice.

@@ -19,10 +19,11 @@ from gpu_products import Product, calls_for, seconds_each
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
 
+_WARM_SECONDS = 0.003  # one candidate after the other keeps the clocks up
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
 GEOMETRIES = (  # rw, wr, wk
-    *((1, 1, 4), (1, 1, 8), (1, 2, 4), (1, 2, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2), (2, 2, 4), (2, 4, 1), (4, 1, 4)),
-    *((4, 2, 2), (4, 2, 4), (4, 4, 1)),
+    *((1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2), (2, 2, 4), (2, 4, 1)),
+    *((3, 1, 8), (3, 2, 4), (4, 1, 4), (4, 1, 8), (4, 2, 2), (4, 2, 4), (4, 4, 1)),
 )
 
 
@@ -38,13 +39,14 @@ def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
                 fitting = {min(deep, 12, budget // one) for budget in BUDGETS} | {2, 3, 4} & set(range(deep + 1))
                 for stages in sorted(fitting):
                     if stages >= 2 and stages * one < BUDGETS[-1]:
-                        yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt))
+                        for ahead in (0, 1) if rw <= 2 else (0,):
+                            yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt), ahead=ahead)
 
 
 def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
     """Candidates of matmul_tile."""
     for columns in (16, 32, 64, 128, 256):
-        if not M / 2 <= columns < 2 * M and not (columns >= 128 and columns < M):
+        if not M / 2 <= columns <= max(16, M) and not (columns >= 128 and columns < M):
             continue
         shapes = ((1, 1, 2), (1, 2, 1), (1, 2, 2), (2, 2, 1), (2, 1, 2), (1, 3, 1))
         for fold, (mb, groups, resident) in product((0, 1) if operand.group else (0,), shapes):
@@ -56,18 +58,13 @@ def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
                 if accumulators + per_step * steps + mb * 12 + 24 > registers:
                     continue
                 one = Tile(columns, mb, groups, 40, 1).shared_bytes(operand) // 40
-                stages = min(6, (SHARED_BYTES_LIMIT // resident - 1024 * (resident > 1)) // one)
-                for split in (1, 2, 4, 8):
+                most = SHARED_BYTES_LIMIT // resident - 1024 * (resident > 1)
+                # As many stages as fit; and so many that blocks of the next kernel fit beside those of this one.
+                for stages, split in product(sorted({min(6, most // one), min(6, BUDGETS[1] // one)}), (1, 2, 4, 8)):
                     candidate = Tile(columns, mb, groups, stages, split, resident, steps, fold)
-                    blocks = candidate.launch(operand, M, N).grid[0]
-                    fits = candidate.shared_bytes(operand) <= SHARED_BYTES_LIMIT // resident - 1024 * (resident > 1)
-                    if (
-                        stages >= 2
-                        and fits
-                        and K // 128 // split >= 4
-                        and (split == 1 or blocks <= 600)
-                        and blocks >= 60
-                    ):
+                    blocks = candidate.blocks(M, N)
+                    some = stages >= 2 and candidate.shared_bytes(operand) <= most and K // 128 // split >= 4
+                    if some and blocks >= 60 and (split == 1 or blocks <= 600):
                         yield candidate
 
 
@@ -118,12 +115,14 @@ def main() -> None:
                 count = calls_for(guess, weight.copies)
                 try:
                     error = weight.error(configuration, x, reference)
-                    seconds = seconds_each(run, count, weight.copies, 5)
+                    seconds = seconds_each(run, count, weight.copies, 5, _WARM_SECONDS)
                 except Exception as problem:  # noqa: BLE001 as above
                     if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
                         print(configuration, problem)
                     continue
                 rows.append({"us": seconds * 1e6, "error": error, "configuration": repr(configuration)})
+            if not rows:
+                continue
             rows.sort(key=lambda row: row["us"])
             wrong = [row for row in rows if not row["error"] < 1e-3]
             limit = weight.limit_seconds * 1e6

@@ -103,5 +103,6 @@ inline constexpr Format kFormats[] = {
     integer("UINT8", 8, false),
 };
 inline constexpr size_t kFormatCount = sizeof(kFormats) / sizeof(kFormats[0]);
+inline constexpr size_t kTiledFormatCount = 5;  // the first, which GPU kernels decode
 
 }  // namespace onnxq

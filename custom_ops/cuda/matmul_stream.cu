@@ -5,12 +5,16 @@
 // units of 16 rows at one of the WK places along K of a stage. Sums meet in shared memory, in a fixed order: results repeat.
 //
 //   macros   those of common.cuh, and NT (1, 2, 4, 8), RW, WR, WK, STAGES, SPLIT (1, 2, 4, 8), BULK (copy weights without a map),
-//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more)
-//   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))     block  32 * (WR * WK + 1)     shared bytes  see `bytes` below
+//            X_ROWS (rows of x that a stage has room for: 8 * NT, or less where no launch has more),
+//            AHEAD (1: decode the weights of a stage before its activations are there, and so before the kernel before is done; takes
+//            32 * RW registers)
+//   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))
+//   block    32 * (WR * WK + 1)     shared bytes  see `bytes` below
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
-//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
+//            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
+//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
@@ -18,12 +22,14 @@ constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
 constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
-constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * S_PITCH + 1023) / 1024 * 1024;
+constexpr int Z_BYTES = GROUP && ZERO ? WK / BOXES * SUB * ROWS : 0, Z_PITCH = (Z_BYTES + 127) / 128 * 128;
+constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * (S_PITCH + Z_PITCH) + 1023) / 1024 * 1024;
 // Tensor-core products on one accumulator wait for each other: with few accumulators, even and odd steps have their own.
 constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
-// bytes = RING + 16 * STAGES + 8 * ROWS
+constexpr int BARRIERS = (24 * STAGES + 15) / 16 * 16;
+// bytes = RING + BARRIERS + 8 * ROWS
 
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
@@ -36,29 +42,31 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 address) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1))
+extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
 matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
-              const __grid_constant__ TensorMap scales, const u8* __restrict__ w, const Scale* __restrict__ scale, const Value* __restrict__ bias,
-              Value* __restrict__ y, int M, int N, int K) {
+              const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap zeros, const u8* __restrict__ w,
+              const Scale* __restrict__ scale, const u8* __restrict__ zero, const Value* __restrict__ bias, Result* __restrict__ y, int M,
+              int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
-  u64* empty = full + STAGES;
-  float* factors = reinterpret_cast<float*>(empty + STAGES);
+  u64* ready = full + STAGES;
+  u64* empty = ready + STAGES;
+  float* factors = reinterpret_cast<float*>(ring + RING + BARRIERS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
   const int units = K / 128, chunks = (units + WK - 1) / WK;
   const int first = chunks * rank / SPLIT, count = chunks * (rank + 1) / SPLIT - first;
   const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
 
-  allow_next_kernel();
   if (threadIdx.x == 0) {
     prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
-      barrier_init(empty + s, WARPS);
+      barrier_init(ready + s, 1);
+      barrier_init(empty + s, 32 * WARPS);
     }
     fence_barrier_init();
   }
@@ -73,25 +81,32 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       const int unit0 = (first + i) * WK;
 #if BULK
       const u32 bytes = min(WK, units - unit0) * UNIT;
-      if (lane == 0) barrier_expect(bar, box * WK * 256 + strips * bytes + BOXES * S_BYTES);
+      if (lane == 0) barrier_expect(bar, strips * bytes + BOXES * (S_BYTES + Z_BYTES));
       __syncwarp();
       if (lane < strips)
         bulk_copy(stage + lane * WK * UNIT, w + (static_cast<size_t>(strip0 + lane) * units + unit0) * UNIT, bytes, bar, once);
 #else
       if (lane == 0) {
-        barrier_expect(bar, box * WK * 256 + W_BYTES + BOXES * S_BYTES);
+        barrier_expect(bar, W_BYTES + BOXES * (S_BYTES + Z_BYTES));
         copy_box(stage, &weights, 0, unit0, strip0, bar, once);
       }
 #endif
-      if (GROUP && lane < BOXES)
-        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, (unit0 + lane) * SUB / SHARE, bar);
+      if (GROUP && lane < BOXES) {
+        const int group = (unit0 + lane) * SUB / SHARE;
+        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, group, bar);
+        if (ZERO) copy_box(stage + W_BYTES + BOXES * S_PITCH + lane * Z_PITCH, &zeros, strip0 * 16, group, bar);
+      }
     };
     auto activations = [&](int i) {
-      if (lane == 0) copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, full + i % STAGES);
+      if (lane == 0) {
+        barrier_expect(ready + i % STAGES, box * WK * 256);
+        copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, ready + i % STAGES);
+      }
     };
     const int ahead = min(count, STAGES);
     for (int i = 0; i < ahead; i++) constants(i);
     wait_for_previous_kernels();
+    allow_next_kernel();
     for (int i = 0; i < ahead; i++) activations(i);
     for (int i = ahead; i < count; i++) {
       barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
@@ -104,6 +119,13 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
     const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
+    Minus minus[RW];
+#pragma unroll
+    for (int r = 0; r < RW; r++) {
+      const int row = (wr * RW + r) * 16 + lane / 4;
+      const bool own = ZERO && !GROUP && row < strips * 16;
+      minus[r] = minus_of(own ? zero[strip0 * 16 + row] : 0, own ? zero[strip0 * 16 + row + 8] : 0);
+    }
     for (int i = 0; i < count; i++) {
       const u8* stage = ring + i % STAGES * STAGE;
       barrier_wait(full + i % STAGES, (i / STAGES) & 1);
@@ -111,6 +133,28 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         Raw raw[RW];
 #pragma unroll
         for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
+        u32 a[RW][AHEAD ? 8 : 1][4];
+        auto decode_step = [&](int j, int at) {
+#if GROUP && ZERO
+          if (j % (8 / SUB) == 0) {
+            const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
+                           ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
+#pragma unroll
+            for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
+          }
+#endif
+#pragma unroll
+          for (int r = 0; r < RW; r++) decode(raw[r], j, a[r][at], minus[r]);
+        };
+        if constexpr (AHEAD) {
+#pragma unroll
+          for (int j = 0; j < 8; j++) decode_step(j, j);
+#pragma unroll
+          for (int r = 0; r < RW; r++)
+#pragma unroll
+            for (int e = 0; e < 32; e++) asm volatile("" : "+r"(a[r][e / 4][e % 4]));
+        }
+        barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
         // x lies in lines of 64 k, [slab of 64 k][row]; the 16-byte pieces of a line are exchanged by its number, so that ldmatrix has
         // no bank conflicts. Lines past the box give columns that nobody stores.
         u32 line[2], turn[2];
@@ -128,6 +172,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         u32 b[NT > 1 ? NT * 2 : 4];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
+          if constexpr (!AHEAD) decode_step(j, 0);
           if (NT == 1) {
             if (j % 2 == 0) ldmatrix(b, line[j >> 2] + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
           } else {
@@ -136,12 +181,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
           }
 #pragma unroll
           for (int r = 0; r < RW; r++) {
-            u32 a[4];
-            decode(raw[r], j, a);
 #pragma unroll
             for (int n = 0; n < NT; n++) {
               const int o = NT == 1 ? j % 2 * 2 : n * 2;
-              mma(part[j % CHAINS][r][n], a, b[o], b[o + 1]);
+              mma(part[j % CHAINS][r][n], a[r][AHEAD ? j : 0], b[o], b[o + 1]);
             }
           }
 #if GROUP
@@ -165,7 +208,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         }
       }
       __syncwarp();
-      if (lane == 0) barrier_arrive(empty + i % STAGES);
+      barrier_arrive(empty + i % STAGES);  // every lane, though one would do: it takes no longer, and racecheck can follow it
     }
   }
   __syncthreads();  // the ring is free: sums go where it was

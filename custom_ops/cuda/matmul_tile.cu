@@ -12,7 +12,8 @@
 //   maps     x: [K / 64, M, 64] 16-bit, box [2, COLUMNS, 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
 //            scales: [groups, N], box [SUB, ROWS]; not read where GROUP is 0
-//   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 8, M > 0
+//            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
+//   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 #include "wgmma.cuh"
 
@@ -23,7 +24,8 @@ constexpr int ROWS = 64 * MB * GROUPS, STRIPS = ROWS / 16;
 constexpr int X_BYTES = COLUMNS * 256, W_BYTES = STRIPS * UNIT;
 constexpr int S_BYTES = GROUP ? SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;  // of one unit along K
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
-constexpr int STAGE = (X_BYTES + W_BYTES + S_PITCH + 1023) / 1024 * 1024;
+constexpr int Z_BYTES = GROUP && ZERO ? SUB * ROWS : 0, Z_PITCH = (Z_BYTES + 127) / 128 * 128;
+constexpr int STAGE = (X_BYTES + W_BYTES + S_PITCH + Z_PITCH + 1023) / 1024 * 1024;
 constexpr int SUM_BYTES = COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
 // bytes = RING + 16 * STAGES + 8 * ROWS
@@ -38,8 +40,9 @@ extern "C" __global__ void __launch_bounds__(128 * (GROUPS + 1), RESIDENT)
 __cluster_dims__(SPLIT, 1, 1)
 #endif
 matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weights,
-            const __grid_constant__ TensorMap scales, const u8* __restrict__, const Scale* __restrict__ scale, const Value* __restrict__ bias,
-            Value* __restrict__ y, int M, int N, int K) {
+            const __grid_constant__ TensorMap scales, const __grid_constant__ TensorMap zeros, const u8* __restrict__,
+            const Scale* __restrict__ scale, const u8* __restrict__ zero, const Value* __restrict__ bias, Result* __restrict__ y, int M,
+            int N, int K) {
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* empty = full + STAGES;
@@ -54,7 +57,6 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
   const int m0 = (band + within % wide) * COLUMNS, strip0 = within / wide * STRIPS;
   const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0);
 
-  allow_next_kernel();
   if (threadIdx.x == 0) {
     prefetch(&x);
     for (int s = 0; s < STAGES; s++) {
@@ -73,9 +75,10 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       auto constants = [&](int i) {
         u8* stage = ring + i % STAGES * STAGE + X_BYTES;
         u64* bar = full + i % STAGES;
-        barrier_expect(bar, X_BYTES + W_BYTES + S_BYTES);
+        barrier_expect(bar, X_BYTES + W_BYTES + S_BYTES + Z_BYTES);
         copy_box(stage, &weights, 0, first + i, strip0, bar, once);
         if (GROUP) copy_box(stage + W_BYTES, &scales, strip0 * 16, (first + i) * SUB / SHARE, bar);
+        if (GROUP && ZERO) copy_box(stage + W_BYTES + S_PITCH, &zeros, strip0 * 16, (first + i) * SUB / SHARE, bar);
       };
       auto activations = [&](int i) {
         copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * 2, full + i % STAGES);
@@ -83,6 +86,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       const int ahead = min(count, STAGES);
       for (int i = 0; i < ahead; i++) constants(i);
       wait_for_previous_kernels();
+      allow_next_kernel();
       for (int i = 0; i < ahead; i++) activations(i);
       for (int i = ahead; i < count; i++) {
         barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
@@ -107,6 +111,13 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
 #if GROUP && FOLD
     u32 fold[MB][2];
 #endif
+    Minus minus[MB];
+#pragma unroll
+    for (int b = 0; b < MB; b++) {
+      const int row = ((warpgroup * MB + b) * 4 + warp) * 16 + lane / 4;
+      const bool own = ZERO && !GROUP && row < strips * 16;
+      minus[b] = minus_of(own ? zero[strip0 * 16 + row] : 0, own ? zero[strip0 * 16 + row + 8] : 0);
+    }
     for (int i = 0; i < count; i++) {
       const int slot = i % STAGES;
       const u8* stage = ring + slot * STAGE;
@@ -123,7 +134,14 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
         for (int s = 0; s < STEPS; s++) {
 #pragma unroll
           for (int b = 0; b < MB; b++) {
-            decode(raw[b], j0 + s, now[s][b]);
+#if GROUP && ZERO
+            if ((j0 + s) % (8 / SUB) == 0) {
+              const u8* zz = stage + X_BYTES + W_BYTES + S_PITCH + (j0 + s) / (8 / SUB) * ROWS +
+                             ((warpgroup * MB + b) * 4 + warp) * 16 + lane / 4;
+              minus[b] = minus_of(zz[0], zz[8]);
+            }
+#endif
+            decode(raw[b], j0 + s, now[s][b], minus[b]);
 #if GROUP && FOLD
             if ((j0 + s) % (8 / SUB) == 0) {
               const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES) + (j0 + s) / (8 / SUB) * ROWS +

@@ -77,6 +77,13 @@ struct DequantizeRun {
 
 }  // namespace
 
+OrtStatus* check_last_dimension(const Kernel& kernel, const Shape& x) {
+  const int64_t K = kernel.shape.dims[0], last = x.rank ? x.dims[x.rank - 1] : 0;
+  if (x.rank && last == K) return nullptr;
+  return kernel.invalid("the last dimension of x is %lld; the weight has K = %lld", static_cast<long long>(last),
+                        static_cast<long long>(K));
+}
+
 OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {
   const Api& api = kernel.api;
   const int64_t K = kernel.shape.dims[0], N = kernel.shape.dims[1];
@@ -84,11 +91,7 @@ OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {
   Shape shape;
   ONNXQ_RETURN_IF_ERROR(api.input(context, 0, &x));
   ONNXQ_RETURN_IF_ERROR(api.shape(x, &shape));
-  if (shape.rank == 0 || shape.dims[shape.rank - 1] != K) {
-    return kernel.invalid("the last dimension of x is %lld; the weight has K = %lld",
-                          shape.rank ? static_cast<long long>(shape.dims[shape.rank - 1]) : 0LL,
-                          static_cast<long long>(K));
-  }
+  ONNXQ_RETURN_IF_ERROR(check_last_dimension(kernel, shape));
   Inputs inputs;
   ONNXQ_RETURN_IF_ERROR(read_inputs(kernel, context, &inputs));
   MatMul job{};

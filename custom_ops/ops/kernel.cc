@@ -13,15 +13,6 @@ namespace {
 // More than any memory holds, and few enough that positions of bits in 64 bits do not overflow.
 constexpr int64_t kMaxElements = int64_t{1} << 48;
 
-void write_shape(const Shape& shape, char* text, size_t size) {
-  size_t end = static_cast<size_t>(snprintf(text, size, "["));
-  for (size_t i = 0; i < shape.rank && end < size; ++i) {
-    end += static_cast<size_t>(snprintf(text + end, size - end, i ? ", %lld" : "%lld",
-                                        static_cast<long long>(shape.dims[i])));
-  }
-  if (end < size) snprintf(text + end, size - end, "]");
-}
-
 OrtStatus* check_shape(const Kernel& kernel) {
   if (kernel.op->is_product() && kernel.shape.rank != 2) {
     return kernel.invalid("attribute shape has %zu numbers; it is [K, N]", kernel.shape.rank);
@@ -44,40 +35,6 @@ OrtStatus* check_shape(const Kernel& kernel) {
     return kernel.invalid("attribute block_size is %lld; it is 1 or more", static_cast<long long>(kernel.block_size));
   }
   return nullptr;
-}
-
-OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel) {
-  const Api& api = kernel->api;
-  int64_t dtype = 0;
-  if (!api.attribute(info, "shape", &kernel->shape)) {
-    return kernel->invalid("attribute shape, at most %zu integers, is missing", Shape::kMaxRank);
-  }
-  if (!api.attribute(info, "block_size", &kernel->block_size)) {
-    return kernel->invalid("attribute block_size, an integer, is missing");
-  }
-  if (!api.attribute(info, "dtype", &dtype)) return kernel->invalid("attribute dtype, an integer, is missing");
-  if (!kernel->op->is_product() && !api.attribute(info, "axis", &kernel->axis)) {
-    return kernel->invalid("attribute axis, an integer, is missing");
-  }
-  // ONNX and onnxruntime number these three types alike.
-  if (dtype != static_cast<int64_t>(kernel->op->type)) {
-    return kernel->invalid("attribute dtype is %lld, and the type of the result is %s (%d)",
-                           static_cast<long long>(dtype), type_name(kernel->op->type),
-                           static_cast<int>(kernel->op->type));
-  }
-  ONNXQ_RETURN_IF_ERROR(check_shape(*kernel));
-  // A longer block means the same, and sums with it could overflow.
-  const int64_t length = kernel->shape.dims[kernel->axis];
-  if (kernel->block_size > length) kernel->block_size = length > 0 ? length : 1;
-  return nullptr;
-}
-
-// Groups of scales: the shape of the weight with the axis in blocks.
-Shape group_shape(const Kernel& kernel) {
-  Shape groups = kernel.shape;
-  int64_t& dim = groups.dims[kernel.axis];
-  dim = (dim + kernel.block_size - 1) / kernel.block_size;
-  return groups;
 }
 
 OrtStatus* check_packed(const Kernel& kernel, const char* what, int64_t codes, const OrtValue* value) {
@@ -122,19 +79,6 @@ OrtStatus* check_scale(const Kernel& kernel, const OrtValue* value, Inputs* inpu
   return nullptr;
 }
 
-OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value) {
-  Shape shape;
-  ElementType type;
-  ONNXQ_RETURN_IF_ERROR(kernel.api.shape(value, &shape, &type));
-  if (shape.rank != 1 || shape.dims[0] != kernel.shape.dims[1]) {
-    char has[160];
-    write_shape(shape, has, sizeof has);
-    return kernel.invalid("bias has shape %s; the weight has N = %lld", has,
-                          static_cast<long long>(kernel.shape.dims[1]));
-  }
-  return nullptr;
-}
-
 // What does not change is checked when the session is made.
 OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   const size_t first = kernel.op->packed_index();
@@ -143,7 +87,7 @@ OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   if (value) ONNXQ_RETURN_IF_ERROR(check_packed(kernel, "packed", kernel.shape.elements(), value));
   Inputs unused;
   int64_t scales = 0;
-  if (kernel.op->family == Family::kLinear) {
+  if (kernel.op->has_bias()) {
     ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, kernel.op->bias_index(), &value));
     if (value) ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
   }
@@ -195,6 +139,61 @@ const char* type_name(ElementType type) {
   }
 }
 
+void write_shape(const Shape& shape, char* text, size_t size) {
+  size_t end = static_cast<size_t>(snprintf(text, size, "["));
+  for (size_t i = 0; i < shape.rank && end < size; ++i) {
+    end += static_cast<size_t>(snprintf(text + end, size - end, i ? ", %lld" : "%lld",
+                                        static_cast<long long>(shape.dims[i])));
+  }
+  if (end < size) snprintf(text + end, size - end, "]");
+}
+
+OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel) {
+  const Api& api = kernel->api;
+  int64_t dtype = 0;
+  if (!api.attribute(info, "shape", &kernel->shape)) {
+    return kernel->invalid("attribute shape, at most %zu integers, is missing", Shape::kMaxRank);
+  }
+  if (!api.attribute(info, "block_size", &kernel->block_size)) {
+    return kernel->invalid("attribute block_size, an integer, is missing");
+  }
+  if (!api.attribute(info, "dtype", &dtype)) return kernel->invalid("attribute dtype, an integer, is missing");
+  if (!kernel->op->is_product() && !api.attribute(info, "axis", &kernel->axis)) {
+    return kernel->invalid("attribute axis, an integer, is missing");
+  }
+  // ONNX and onnxruntime number these three types alike.
+  if (dtype != static_cast<int64_t>(kernel->op->type)) {
+    return kernel->invalid("attribute dtype is %lld, and the type of the result is %s (%d)",
+                           static_cast<long long>(dtype), type_name(kernel->op->type),
+                           static_cast<int>(kernel->op->type));
+  }
+  ONNXQ_RETURN_IF_ERROR(check_shape(*kernel));
+  // A longer block means the same, and sums with it could overflow.
+  const int64_t length = kernel->shape.dims[kernel->axis];
+  if (kernel->block_size > length) kernel->block_size = length > 0 ? length : 1;
+  return nullptr;
+}
+
+Shape group_shape(const Kernel& kernel) {
+  Shape groups = kernel.shape;
+  int64_t& dim = groups.dims[kernel.axis];
+  dim = (dim + kernel.block_size - 1) / kernel.block_size;
+  return groups;
+}
+
+OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value) {
+  Shape shape;
+  ElementType type;
+  ONNXQ_RETURN_IF_ERROR(kernel.api.shape(value, &shape, &type));
+  if (shape.rank != 1 || shape.dims[0] != kernel.shape.dims[1]) {
+    char has[160];
+    write_shape(shape, has, sizeof has);
+    return kernel.invalid("bias has shape %s; the weight has N = %lld", has,
+                          static_cast<long long>(kernel.shape.dims[1]));
+  }
+  return nullptr;
+}
+
 OrtStatus* create_kernel(const OrtCustomOp* op, OrtApi table, const OrtKernelInfo* info, void** out) {
   const Api api(table);
   Kernel* kernel = static_cast<Kernel*>(calloc(1, sizeof(Kernel)));
@@ -237,7 +236,7 @@ OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* 
   ONNXQ_RETURN_IF_ERROR(api.input(context, first + 1, &value));
   ONNXQ_RETURN_IF_ERROR(check_scale(kernel, value, inputs, &scales));
   ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->scale));
-  if (kernel.op->family == Family::kLinear) {
+  if (kernel.op->has_bias()) {
     ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->bias_index(), &value));
     ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
     ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->bias));

@@ -1,4 +1,4 @@
-// An operator of the domain `onnxq` as onnxruntime sees it, and its kernel.
+// An operator of the domain `onnxq` as onnxruntime sees it, and its kernel on the CPU; tiled.h has that of a GPU.
 #pragma once
 
 #include "../cpu/kernels.h"
@@ -6,10 +6,11 @@
 
 namespace onnxq {
 
-enum class Family : uint8_t { kMatMul, kLinear, kDequantize };
+enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul, kTiledLinear };
 
 // One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]),
-// Linear<F>(x, packed, scale[, zero_point], bias) or Dequantize<F>(packed, scale[, zero_point]).
+// Linear<F>(x, packed, scale[, zero_point], bias) or Dequantize<F>(packed, scale[, zero_point]); on a GPU
+// MatMul<F>Tiled and Linear<F>Tiled with the same inputs.
 struct Operator : OrtCustomOp {
   static constexpr size_t kMaxName = 40;
 
@@ -22,7 +23,9 @@ struct Operator : OrtCustomOp {
   bool is_product() const { return family != Family::kDequantize; }
   size_t packed_index() const { return is_product() ? 1 : 0; }
   size_t bias_index() const { return packed_index() + (asymmetric ? 3 : 2); }
-  size_t input_count() const { return bias_index() + (family == Family::kLinear ? 1 : 0); }
+  constexpr bool has_bias() const { return family == Family::kLinear || family == Family::kTiledLinear; }
+  constexpr bool is_tiled() const { return family == Family::kTiledMatMul || family == Family::kTiledLinear; }
+  size_t input_count() const { return bias_index() + (has_bias() ? 1 : 0); }
 };
 
 // onnxruntime's functions for callbacks that are not given them; set once.
@@ -64,6 +67,14 @@ OrtStatus* create_kernel(const OrtCustomOp* op, OrtApi api, const OrtKernelInfo*
 OrtStatus* compute(void* kernel, OrtKernelContext* context);
 void destroy_kernel(void* kernel);
 OrtStatus* infer_shape(const OrtCustomOp* op, OrtShapeInferContext* context);
+
+// Attributes, checked; and what checks of inputs are made of.
+OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel);
+Shape group_shape(const Kernel& kernel);  // of scales: that of the weight with the axis in blocks
+void write_shape(const Shape& shape, char* text, size_t size);
+
+OrtStatus* check_last_dimension(const Kernel& kernel, const Shape& x);
+OrtStatus* check_bias(const Kernel& kernel, const OrtValue* value);
 
 OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* inputs);
 OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context);

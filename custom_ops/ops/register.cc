@@ -2,7 +2,7 @@
 #include <atomic>
 
 #include "../cpu/select.h"
-#include "operator.h"
+#include "tiled.h"
 
 #if defined(_WIN32)
 #define ONNXQ_EXPORT extern "C" __declspec(dllexport)
@@ -19,11 +19,16 @@ constexpr char kRegistered[] = "onnxq.native";
 // Asks for Dequantize operators too. Without them onnxruntime folds the function to a float weight when it loads; it
 // never folds a kernel, so with them memory stays small and every run pays for decoding.
 constexpr char kWithDequantize[] = "onnxq.native.dequantize";
+// Asks for the operators of a session on CUDA, instead of those of one on the CPU: there a product on the CPU would cost more
+// than the function of the operator, folded to a float weight on the GPU.
+constexpr char kForCuda[] = "onnxq.native.cuda";
 
 const Operator& self(const OrtCustomOp* op) { return *static_cast<const Operator*>(op); }
 
 const char* get_name(const OrtCustomOp* op) { return self(op).name; }
-const char* get_provider(const OrtCustomOp*) { return "CPUExecutionProvider"; }
+const char* get_provider(const OrtCustomOp* op) {
+  return self(op).is_tiled() ? "CUDAExecutionProvider" : "CPUExecutionProvider";
+}
 size_t get_input_count(const OrtCustomOp* op) { return self(op).input_count(); }
 size_t get_output_count(const OrtCustomOp*) { return 1; }
 int get_output_type(const OrtCustomOp* op, size_t) { return static_cast<int>(self(op).type); }
@@ -48,7 +53,9 @@ constexpr size_t append(char* to, size_t end, const char* text) {
 
 constexpr Operator make(Family family, const Format& format, bool asymmetric, ElementType type) {
   Operator made{};
-  made.version = kApiVersion;
+  made.family = family;
+  const bool tiled = made.is_tiled();
+  made.version = kOperatorVersion;
   made.GetName = get_name;
   made.GetExecutionProviderType = get_provider;
   made.GetInputType = get_input_type;
@@ -63,63 +70,78 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.GetVariadicInputHomogeneity = get_homogeneity;
   made.GetVariadicOutputMinArity = get_min_arity;
   made.GetVariadicOutputHomogeneity = get_homogeneity;
-  made.CreateKernelV2 = create_kernel;
-  made.KernelComputeV2 = compute;
+  made.CreateKernelV2 = tiled ? create_tiled : create_kernel;
+  made.KernelComputeV2 = tiled ? compute_tiled : compute;
   made.InferOutputShapeFn = infer_shape;
   made.GetStartVersion = get_start_version;
   made.GetEndVersion = get_end_version;
   size_t end = append(made.name, 0,
-                      family == Family::kMatMul   ? "MatMul"
-                      : family == Family::kLinear ? "Linear"
-                                                  : "Dequantize");
+                      family == Family::kDequantize ? "Dequantize"
+                      : made.has_bias()             ? "Linear"
+                                                    : "MatMul");
   end = append(made.name, end, format.name);
+  end = append(made.name, end, tiled ? "Tiled" : "");
   append(made.name, end, asymmetric ? "Asymmetric" : "");
-  made.family = family;
   made.asymmetric = asymmetric;
   made.type = type;
   made.format = &format;
   return made;
 }
 
-constexpr Family kFamilies[] = {Family::kMatMul, Family::kLinear, Family::kDequantize};
 constexpr ElementType kTypes[] = {ElementType::kFloat, ElementType::kFloat16, ElementType::kBFloat16};
 
-constexpr size_t count_operators() {
+constexpr size_t count_operators(size_t formats) {
   size_t count = 0;
-  for (const Format& format : kFormats) count += 3 * 3 * (format.is_integer() ? 2 : 1);
+  for (size_t i = 0; i < formats; ++i) count += 3 * (kFormats[i].is_integer() ? 2 : 1);
   return count;
 }
 
+// All of one family, for the first so many formats.
+template <Family kFamily, size_t kCount>
 struct Operators {
-  Operator each[count_operators()];
-  char names[8192];  // each once, one a line
+  Operator each[count_operators(kCount)];
+  char names[4096];  // each once, one a line
 
   constexpr Operators() : each{}, names{} {
     size_t count = 0, end = 0;
-    for (Family family : kFamilies) {
-      for (const Format& format : kFormats) {
-        for (int asymmetric = 0; asymmetric <= (format.is_integer() ? 1 : 0); ++asymmetric) {
-          for (ElementType type : kTypes) each[count++] = make(family, format, asymmetric, type);
-          end = append(names, append(names, end, each[count - 1].name), "\n");
-        }
+    for (size_t i = 0; i < kCount; ++i) {
+      for (int asymmetric = 0; asymmetric <= (kFormats[i].is_integer() ? 1 : 0); ++asymmetric) {
+        for (ElementType type : kTypes) each[count++] = make(kFamily, kFormats[i], asymmetric, type);
+        end = append(names, append(names, end, each[count - 1].name), "\n");
       }
     }
   }
 };
 
-constexpr Operators kOperators;
+constexpr Operators<Family::kMatMul, kFormatCount> kMatMuls;
+constexpr Operators<Family::kLinear, kFormatCount> kLinears;
+constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
+constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
+constexpr Operators<Family::kTiledLinear, kTiledFormatCount> kTiledLinears;
 
 std::atomic<OrtApi> g_table{nullptr};
-std::atomic<OrtCustomOpDomain*> g_domains[2] = {};  // without and with Dequantize operators
+enum Choice { kCpu, kCpuWithDequantize, kCuda };
+std::atomic<OrtCustomOpDomain*> g_domains[3] = {};
+
+template <class Operators>
+OrtStatus* add_operators(const Api& api, const Operators& operators, OrtCustomOpDomain* domain) {
+  for (const Operator& op : operators.each) ONNXQ_RETURN_IF_ERROR(api.add_operator(domain, &op));
+  return nullptr;
+}
 
 // A domain outlives every session, so it is never released; all sessions share it.
-OrtStatus* get_domain(const Api& api, bool with_dequantize, OrtCustomOpDomain** domain) {
-  std::atomic<OrtCustomOpDomain*>& kept = g_domains[with_dequantize];
+OrtStatus* get_domain(const Api& api, Choice choice, OrtCustomOpDomain** domain) {
+  std::atomic<OrtCustomOpDomain*>& kept = g_domains[choice];
   *domain = kept.load();
   if (*domain) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.create_domain(kDomain, domain));
-  for (const Operator& op : kOperators.each) {
-    if (op.is_product() || with_dequantize) ONNXQ_RETURN_IF_ERROR(api.add_operator(*domain, &op));
+  if (choice == kCuda) {
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledLinears, *domain));
+  } else {
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kMatMuls, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kLinears, *domain));
+    if (choice == kCpuWithDequantize) ONNXQ_RETURN_IF_ERROR(add_operators(api, kDequantizes, *domain));
   }
   OrtCustomOpDomain* none = nullptr;
   // Where two threads made one at the same time, the second stays unused.
@@ -140,7 +162,7 @@ ONNXQ_EXPORT onnxq::OrtStatus* RegisterCustomOps(onnxq::OrtSessionOptions* optio
   if (!table) {
     // Creating a status is the first entry of every version.
     table = base->GetApi(1);
-    return table ? Api(table).error(ErrorCode::kFail, "onnxq needs onnxruntime 1.17 or later; this is %s",
+    return table ? Api(table).error(ErrorCode::kFail, "onnxq needs onnxruntime 1.18 or later; this is %s",
                                     base->GetVersionString())
                  : nullptr;
   }
@@ -149,18 +171,33 @@ ONNXQ_EXPORT onnxq::OrtStatus* RegisterCustomOps(onnxq::OrtSessionOptions* optio
   if (!g_table.compare_exchange_strong(known, table) && known != table) {
     return api.error(ErrorCode::kFail, "this copy of onnxq's library already serves another onnxruntime");
   }
-  int registered = 0, with_dequantize = 0;
+  int registered = 0, with_dequantize = 0, for_cuda = 0;
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kRegistered, &registered));
   if (registered) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kWithDequantize, &with_dequantize));
+  ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kForCuda, &for_cuda));
   OrtCustomOpDomain* domain = nullptr;
-  ONNXQ_RETURN_IF_ERROR(get_domain(api, with_dequantize != 0, &domain));
+  const Choice choice = for_cuda ? kCuda : with_dequantize ? kCpuWithDequantize : kCpu;
+  ONNXQ_RETURN_IF_ERROR(get_domain(api, choice, &domain));
   ONNXQ_RETURN_IF_ERROR(api.add_domain(options, domain));
   return api.add_entry(options, kRegistered, "1");
 }
 
-// Names of the operators, one a line.
-ONNXQ_EXPORT const char* OnnxqOperators() { return onnxq::kOperators.names; }
+// Names of the operators on the CPU and on CUDA, one a line.
+ONNXQ_EXPORT const char* OnnxqMatMuls() { return onnxq::kMatMuls.names; }
+ONNXQ_EXPORT const char* OnnxqLinears() { return onnxq::kLinears.names; }
+ONNXQ_EXPORT const char* OnnxqDequantizes() { return onnxq::kDequantizes.names; }
+ONNXQ_EXPORT const char* OnnxqCudaMatMuls() { return onnxq::kTiledMatMuls.names; }
+ONNXQ_EXPORT const char* OnnxqCudaLinears() { return onnxq::kTiledLinears.names; }
+
+// Who compiles kernels for sessions on CUDA.
+ONNXQ_EXPORT void OnnxqSetCompiler(onnxq::Compiler compiler) { onnxq::set_compiler(compiler); }
+
+// A product on a GPU without onnxruntime, for measurements. Returns 1, or 0 and a message.
+ONNXQ_EXPORT int OnnxqMultiply(const onnxq::gpu::Kernel* kernel, const onnxq::gpu::Weight* weight,
+                               const onnxq::gpu::Rows* rows, char* message, size_t size) {
+  return onnxq::gpu::multiply(*kernel, *weight, *rows, message, size);
+}
 
 // The kernels that sessions made now will run, or null where ONNXQ_CPU_ISA names none that this CPU can run.
 ONNXQ_EXPORT const char* OnnxqInstructionSet() {

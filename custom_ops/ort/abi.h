@@ -19,6 +19,8 @@ struct OrtShapeInferContext;
 struct OrtOpAttr;
 struct OrtValue;
 struct OrtTensorTypeAndShapeInfo;
+struct OrtMemoryInfo;
+struct OrtAllocator;
 struct OrtCustomOp;
 
 using OrtApi = void* const*;
@@ -28,8 +30,10 @@ struct OrtApiBase {
   const char* (*GetVersionString)();
 };
 
-// The lowest version that has all functions below; onnxruntime 1.17 was the first with it.
-constexpr uint32_t kApiVersion = 17;
+// The lowest version that has all functions below; onnxruntime 1.18 was the first with it.
+constexpr uint32_t kApiVersion = 18;
+// Up to which OrtCustomOp is declared here.
+constexpr uint32_t kOperatorVersion = 17;
 
 enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
@@ -80,22 +84,29 @@ enum Slot : size_t {
   kGetDimensions = 62,
   kGetSymbolicDimensions = 63,
   kGetTensorTypeAndShape = 65,
+  kMemoryInfoGetId = 72,
+  kAllocatorFree = 76,
   kKernelInfoGetAttributeInt64 = 86,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
   kReleaseStatus = 93,
   kReleaseTensorTypeAndShapeInfo = 99,
   kAddSessionConfigEntry = 130,
+  kReleaseAllocator = 132,
   kKernelInfoGetAttributeArrayInt64 = 163,
+  kKernelContextGetGpuComputeStream = 193,
+  kGetTensorMemoryInfo = 194,
   kHasSessionConfigEntry = 237,
   kKernelInfoGetNodeName = 244,
   kKernelInfoGetConstantInputTensor = 249,
+  kKernelContextGetAllocator = 253,
   kShapeInferContextGetInputTypeShape = 268,
   kShapeInferContextGetAttribute = 269,
   kShapeInferContextSetOutputTypeShape = 270,
   kSetSymbolicDimensions = 271,
   kReadOpAttr = 272,
   kKernelContextParallelFor = 274,
+  kKernelContextGetScratchBuffer = 277,
 };
 
 }  // namespace onnxq

@@ -114,6 +114,38 @@ OrtStatus* Api::output(OrtKernelContext* context, size_t index, const Shape& sha
   return function<OrtStatus* (*)(OrtValue*, void**)>(kGetTensorMutableData)(value, data);
 }
 
+OrtStatus* Api::memory_info(const OrtValue* value, const OrtMemoryInfo** info) const {
+  return function<OrtStatus* (*)(const OrtValue*, const OrtMemoryInfo**)>(kGetTensorMemoryInfo)(value, info);
+}
+
+OrtStatus* Api::device(const OrtValue* value, int* device) const {
+  const OrtMemoryInfo* info = nullptr;
+  ONNXQ_RETURN_IF_ERROR(memory_info(value, &info));
+  return function<OrtStatus* (*)(const OrtMemoryInfo*, int*)>(kMemoryInfoGetId)(info, device);
+}
+
+OrtStatus* Api::gpu_stream(const OrtKernelContext* context, void** stream) const {
+  return function<OrtStatus* (*)(const OrtKernelContext*, void**)>(kKernelContextGetGpuComputeStream)(context, stream);
+}
+
+OrtStatus* Api::scratch(const OrtKernelContext* context, const OrtValue* like, size_t bytes, void** memory) const {
+  const OrtMemoryInfo* info = nullptr;
+  ONNXQ_RETURN_IF_ERROR(memory_info(like, &info));
+  return function<OrtStatus* (*)(const OrtKernelContext*, const OrtMemoryInfo*, size_t, void**)>(
+      kKernelContextGetScratchBuffer)(context, info, bytes, memory);
+}
+
+OrtStatus* Api::free_scratch(const OrtKernelContext* context, const OrtValue* like, void* memory) const {
+  const OrtMemoryInfo* info = nullptr;
+  ONNXQ_RETURN_IF_ERROR(memory_info(like, &info));
+  OrtAllocator* allocator = nullptr;
+  ONNXQ_RETURN_IF_ERROR((function<OrtStatus* (*)(const OrtKernelContext*, const OrtMemoryInfo*, OrtAllocator**)>(
+      kKernelContextGetAllocator)(context, info, &allocator)));
+  OrtStatus* status = function<OrtStatus* (*)(OrtAllocator*, void*)>(kAllocatorFree)(allocator, memory);
+  function<void (*)(OrtAllocator*)>(kReleaseAllocator)(allocator);
+  return status;
+}
+
 OrtStatus* Api::parallel_for(const OrtKernelContext* context, void (*task)(void*, size_t), size_t total,
                              void* user) const {
   // As many batches as tasks: a thread that is done takes the next one.

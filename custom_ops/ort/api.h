@@ -54,6 +54,13 @@ class Api {
   OrtStatus* input(const OrtKernelContext* context, size_t index, const OrtValue** value) const;
   OrtStatus* output(OrtKernelContext* context, size_t index, const Shape& shape, void** data) const;
 
+  // On a GPU: the number of the device that holds a tensor, the stream of this run, and memory beside `like` for the
+  // kernels of this stream, which is given back as soon as they are launched: the next on this stream may have it.
+  OrtStatus* device(const OrtValue* value, int* device) const;
+  OrtStatus* gpu_stream(const OrtKernelContext* context, void** stream) const;
+  OrtStatus* scratch(const OrtKernelContext* context, const OrtValue* like, size_t bytes, void** memory) const;
+  OrtStatus* free_scratch(const OrtKernelContext* context, const OrtValue* like, void* memory) const;
+
   // Calls function(user, 0 ... total - 1) on the threads of the session, and waits.
   OrtStatus* parallel_for(const OrtKernelContext* context, void (*function)(void*, size_t), size_t total,
                           void* user) const;
@@ -75,6 +82,7 @@ class Api {
   bool read_inferred(const OrtShapeInferContext* context, const char* name, AttributeType type, void* value,
                      size_t* bytes) const;
   OrtStatus* read_shape(const OrtTensorTypeAndShapeInfo* info, Shape* shape, ElementType* type) const;
+  OrtStatus* memory_info(const OrtValue* value, const OrtMemoryInfo** info) const;
 
   OrtApi table_ = nullptr;
 };

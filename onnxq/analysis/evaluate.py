@@ -18,7 +18,7 @@ from onnxq.model.load import Model
 from onnxq.runtime.cache import carried
 from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.scoring import CachedScorer
-from onnxq.runtime.session import run, session
+from onnxq.runtime.session import CUDA, run, session
 from onnxq.runtime.source import checked
 from onnxq.statistics.data import Array, Source, read
 from onnxq.statistics.feeds import Feed, Feeds, feeds_for, token_feeds
@@ -120,9 +120,9 @@ def evaluate(
     if sequence < 2:
         raise UsageError(f"sequence is {sequence}; predicting a token needs one before it, so at least 2")
     loaded, opening = checked(model)
-    how = execution(loaded, accuracy_level=accuracy_level)
     with opening as source:
         opened = session(source, providers=providers, threads=threads, accuracy_level=accuracy_level)
+        how = execution(loaded, accuracy_level=accuracy_level, cuda=opened.get_providers()[0] == CUDA)
         inputs = inputs_of(opened, loaded)
         if data is not None:
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)

@@ -12,6 +12,7 @@ from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
 from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
 from onnxq.passes.integers import integer_product
+from onnxq.runtime.cuda import device
 from onnxq.runtime.native import native_library
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
@@ -38,6 +39,7 @@ class Execution:
         functions: other nodes of the `onnxq` domain by operator, without those that only prepare scales for another:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
         rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
+        rotated: values that a function rotates (`Hadamard`).
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
@@ -47,6 +49,7 @@ class Execution:
     native: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     rounded: int = 0
+    rotated: int = 0
     dequantized: int = 0
     integer: int = 0
     plain: int = 0
@@ -66,6 +69,8 @@ class Execution:
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
         if self.rounded:
             lines.append(f"{self.rounded} activations rounded by a function in every run")
+        if self.rotated:
+            lines.append(f"{self.rotated} values rotated by a function in every run")
         if self.dequantized:
             lines.append(f"{self.dequantized} weights dequantized to float in every run")
         if self.integer:
@@ -83,14 +88,17 @@ class Execution:
             "native": dict(self.native),
             "functions": dict(self.functions),
             "rounded": self.rounded,
+            "rotated": self.rotated,
             "dequantized": self.dequantized,
             "integer": self.integer,
             "plain": self.plain,
         }
 
 
-def execution(model: Model | str | Path, *, accuracy_level: int | None = None, native: bool = True) -> Execution:
-    """Tell how the weights of a model run on the CPU in a session that `onnxq.session` makes.
+def execution(
+    model: Model | str | Path, *, accuracy_level: int | None = None, native: bool = True, cuda: bool = False
+) -> Execution:
+    """Tell how the weights of a model run in a session that `onnxq.session` makes, on the CPU unless said otherwise.
 
     Args:
         model: a loaded model, or the path of one.
@@ -98,6 +106,7 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
             that stand in the file, which carry their own level.
         native: as in `onnxq.session`: onnxq's own kernels run where the library is there; False tells how unmodified
             onnxruntime runs the model.
+        cuda: the session runs on CUDA. What onnxruntime fuses is told as for the CPU.
 
     Returns:
         The counts. Functions of other domains than `onnxq` are counted as onnxruntime sees them: written out. Where the
@@ -110,10 +119,12 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
     ways: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
-    has_kernel = _with_kernels() if native else frozenset()
+    has_kernel = _with_kernels(cuda=cuda) if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
             ways["rounded"] += 1
+        elif node.domain == "onnxq" and node.op_type == "Hadamard":
+            ways["rotated"] += 1
         elif node.domain == "onnxq":
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
@@ -126,8 +137,10 @@ def execution(model: Model | str | Path, *, accuracy_level: int | None = None, n
     return Execution(tuple(kinds), dict(sorted((+kernels).items())), dict(sorted((+functions).items())), **ways)
 
 
-def _with_kernels() -> frozenset[str]:
+def _with_kernels(*, cuda: bool) -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
+    if cuda:
+        return frozenset() if device.problem() else native_library().cuda_operators
     return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
 
 

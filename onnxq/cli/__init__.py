@@ -7,6 +7,7 @@ from onnxq.cli.calibrate import calibrate
 from onnxq.cli.catalog import formats, recipes
 from onnxq.cli.convert import plan, quantize
 from onnxq.cli.demo import demo
+from onnxq.cli.doctor import doctor
 from onnxq.cli.export import export
 from onnxq.cli.generate import generate
 from onnxq.cli.help import with_examples
@@ -91,6 +92,7 @@ app.command(
 app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq demo", "onnxq demo --full --keep models"))(demo)
 app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq recipes", "onnxq recipes fp4 > mine.yaml"))(recipes)
 app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq formats"))(formats)
+app.command(rich_help_panel=_LEARN, cls=with_examples("onnxq doctor", "onnxq doctor --json"))(doctor)
 
 
 def main() -> None:

@@ -27,10 +27,10 @@ TargetName = Annotated[
     typer.Option(
         "--target",
         "-t",
-        metavar="ort|native|standard|ort-int8",
+        metavar="ort|native|standard|ort-int8|ort-cuda",
         help="ort: runs in onnxruntime as it is. standard: the tensor types of ONNX 1.23, for interchange. "
         "ort-int8: FP6 E2M3 and FP4 as int8, for onnxruntime's 8-bit kernel. "
-        "native: all for onnxq's own kernels.",
+        "native: all for onnxq's own kernels. ort-cuda: weights as onnxq's GPU kernels read them.",
     ),
 ]
 Include = Annotated[

@@ -12,6 +12,8 @@ from onnxq.formats.base import Codes, Format
 from onnxq.formats.minifloat import Minifloat
 
 TILED_LAYOUT = "tiled1"
+# Those that kernels decode.
+TILED_FORMATS = ("fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int4", "uint4")
 UNIT_N = 16
 UNIT_K = 128
 
@@ -68,6 +70,17 @@ def unpack_tiled(packed: Codes, fmt: Format) -> Codes:
         if fmt.bits == 6:
             unit |= _high_bits(_natural(packed[:, index, :512])) << np.uint8(4)
     return codes
+
+
+def fits_tiled(K: int, N: int, fmt: Format) -> bool:
+    """Whether a [K, N] weight has whole units only, and a format that kernels decode."""
+    return fmt.name in TILED_FORMATS and K > 0 and N > 0 and K % UNIT_K == 0 and N % UNIT_N == 0
+
+
+def low_plane_codes(fmt: Format) -> Codes:
+    """uint8 [256, 2]: the low four bits of the two codes in a byte of the low plane, the one at the lower k first."""
+    pairs = _E2M1_PAIRS if _spread_signs(fmt) else _PAIRS
+    return np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=1)
 
 
 def _checked(shape: tuple[int, ...], fmt: Format) -> tuple[int, int]:

@@ -12,7 +12,8 @@ from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
-from onnxq.functions import bodies, rounding
+from onnxq.formats.tiled import TILED_FORMATS
+from onnxq.functions import bodies, rounding, tiled
 from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
@@ -42,7 +43,8 @@ def functions(operators: Iterable[str], opset: int) -> list[ir.Function]:
     """The functions of some operators, each behind those that it calls, as onnx.reference wants them.
 
     Args:
-        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `ScaleE8M0`.
+        operators: Types in the domain of onnxq: `MatMulFP6E2M3`, `DequantizeINT3Asymmetric`, `MatMulINT4Tiled`,
+            `ScaleE8M0`.
         opset: The version of the standard operators that the model imports, 13 or later.
     """
     protos = {proto.name: proto for operator in operators for proto in _with_callees(operator)}
@@ -68,16 +70,18 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         return _of_cache(domain, operator)
     if operator == "Hadamard":
         return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
-    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Asymmetric)?", operator)
+    match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
-    family, suffix, asymmetric = match.groups()
+    family, suffix, in_tiles, asymmetric = match.groups()
     if family == "Scale":
         codes = np.arange(256, dtype=np.uint8)
         values = codes.view(SCALE_TYPES[suffix.lower()].dtype).astype(np.float32)
         made = bodies.scale_from_codes(domain, values)
         return (_named(made, {"Scale": operator}, _text(bodies.scale_from_codes, F=suffix)),)
     kind = format_of(suffix)
+    if in_tiles:
+        return _tiled(operator, kind, family, asymmetric or "")
     if family in _ROUNDING:
         name = f"{family}{asymmetric or ''}"
         rounding = _ROUNDING[name]
@@ -102,6 +106,23 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         linear = bodies.linear_asymmetric if asymmetric else bodies.linear
         scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
+
+
+def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[FunctionProto, ...]:
+    """The functions of `MatMul<F>Tiled` or `Linear<F>Tiled`."""
+    if family not in ("MatMul", "Linear") or kind.name not in TILED_FORMATS:
+        raise ValueError(operator)
+    domain, suffix = Opset(DOMAIN, VERSION), operator_suffix(kind)
+    untiling = tiled.untile(domain, kind)
+    matmul = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
+    multiplying = matmul(domain, kind, untiling)
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]] = [(tiled.untile, untiling), (matmul, multiplying)]
+    names = {untiling.name: f"Untile{suffix}", multiplying.name: f"MatMul{suffix}Tiled{asymmetric}"}
+    if family == "Linear":
+        linear = tiled.linear_tiled_asymmetric if asymmetric else tiled.linear_tiled
+        scripts.append((linear, linear(domain, multiplying)))
+        names[scripts[2][1].name] = operator
+    return tuple(_named(made, names, _text(body, F=suffix)) for body, made in scripts)
 
 
 def _of_cache(domain: Opset, operator: str) -> tuple[FunctionProto, ...]:

@@ -31,7 +31,7 @@ def fuse_products(model: ir.Model) -> int:
             "block_size": maker.attributes["block_size"].as_int(),
             "dtype": maker.attributes["dtype"].as_int(),
         }
-        place, bias = _with_bias(node, maker.attributes["shape"].as_ints()[1])
+        place, bias = with_bias(node, maker.attributes["shape"].as_ints()[1])
         if node.op_type == "Gemm" and bias is None and len(node.inputs) > 2 and node.inputs[2] is not None:
             continue
         family = "MatMul" if bias is None else "Linear"
@@ -67,7 +67,7 @@ def _is_matrix(maker: ir.Node) -> bool:
     return len(maker.attributes["shape"].as_ints()) == 2 and maker.attributes["axis"].as_int() == 0
 
 
-def _with_bias(node: ir.Node, columns: int) -> tuple[ir.Node, ir.Value | None]:
+def with_bias(node: ir.Node, columns: int) -> tuple[ir.Node, ir.Value | None]:
     """The last node of a product, and what it adds to each column."""
     if node.op_type == "Gemm":
         bias = node.inputs[2] if len(node.inputs) > 2 else None

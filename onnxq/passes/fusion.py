@@ -1,11 +1,13 @@
-"""When onnxruntime fuses a weight's `DequantizeLinear` and the matmul behind it into one `MatMulNBits`.
+"""When a weight and the matmul behind it become one node: `MatMulNBits`, or a product in one of onnxq's GPU kernels.
 
-The rules are what onnxruntime 1.31.1 was seen to do on the CPU at its default optimization level; a test holds each
-of them against the model that onnxruntime really makes.
+The rules for `MatMulNBits` are what onnxruntime 1.31.1 was seen to do on the CPU at its default optimization level; a
+test holds each of them against the model that onnxruntime really makes.
 """
 
 import onnx_ir as ir
 
+from onnxq.formats import Format
+from onnxq.formats.tiled import fits_tiled
 from onnxq.model.constants import constant_tensor
 from onnxq.model.operators import domain_of
 from onnxq.model.sites import Weight
@@ -19,6 +21,8 @@ _BITS = {
     ir.DataType.UINT8: 8,
 }
 _BLOCK_SIZES = (16, 32, 64, 128, 256)
+# Blocks that the GPU kernels take are these, whole units of the layout, or the whole column.
+_TILED_BLOCK_SIZES, _TILED_UNIT = (16, 32, 64), 128
 
 
 def is_op(node: ir.Node | None, *op_types: str) -> bool:
@@ -87,6 +91,40 @@ def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
     return (whole or block in _BLOCK_SIZES) and _takes_fused_weight(
         site.node, transposed=site.transposed_by is not None
     )
+
+
+def will_tile(weight: Weight, kind: Format, block: int | None) -> bool:
+    """Whether all readers of a weight are products x @ w that onnxq's GPU kernels can compute.
+
+    Args:
+        weight: Not quantized yet.
+        kind: Format of its codes.
+        block: Neighbours along K that share a scale; None for one scale in all.
+    """
+    if len(weight.shape) != 2 or not fits_tiled(*weight.shape, kind):
+        return False
+    if block is not None and block < weight.shape[0] and block not in _TILED_BLOCK_SIZES and block % _TILED_UNIT:
+        return False
+    return all(
+        site.index == 1
+        and site.steps == weight.steps
+        and (is_op(site.node, "MatMul") or (is_op(site.node, "Gemm") and _adds_bias(site.node)))
+        for site in weight.sites
+    )
+
+
+def is_matmul_weight(weight: Weight) -> bool:
+    """Whether all readers are plain products x @ w with a weight [K, N]."""
+    return len(weight.shape) == 2 and all(
+        is_op(site.node, "MatMul") and site.index == 1 and site.steps == weight.steps for site in weight.sites
+    )
+
+
+def _adds_bias(node: ir.Node) -> bool:
+    """Whether a Gemm is x @ w + b, or x @ w."""
+    plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1.0
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    return plain and (bias is None or node.attributes.get_float("beta", 1.0) == 1.0)
 
 
 def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:

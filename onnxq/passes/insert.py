@@ -179,17 +179,9 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
         stream = pack(codes, kind.bits)
         return shelf.add(what, ir.DataType.UINT8, [stream.size], stream)
 
-    one_byte = solution.scale.dtype.itemsize == 1
-    scale_type = ir.DataType.UINT8 if one_byte else ir.DataType.from_numpy(solution.scale.dtype)
-    inputs = [
-        packed("quantized", solution.codes),
-        shelf.add("scale", scale_type, place.scale_shape, solution.scale),
-    ]
-    if solution.zero_point is not None:
-        inputs.append(packed("zero_point", solution.zero_point))
-    level = _tensor_scale(shelf, solution)
-    if one_byte and level is None:
-        level = shelf.add("tensor_scale", ir.DataType.FLOAT, [], np.ones((), np.float32))
+    codes = packed("quantized", solution.codes)
+    scale_for = scales(shelf, solution, solution.scale.reshape(place.scale_shape))
+    zeros = [] if solution.zero_point is None else [packed("zero_point", solution.zero_point)]
     name = f"Dequantize{operator_suffix(kind)}" + ("" if solution.zero_point is None else "Asymmetric")
     attributes: Attributes = {
         "shape": list(place.shape),
@@ -198,14 +190,28 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
         "dtype": int(dtype),
     }
 
-    scale_name = next(each.name for each in SCALE_TYPES.values() if each.dtype == solution.scale.dtype)
+    def value_for(reader: ir.Node) -> ir.Value:
+        read = [codes, scale_for(reader), *zeros]
+        return shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
+
+    return value_for
+
+
+def scales(shelf: Shelf, solution: Solution, scale: np.ndarray) -> ValueFor:
+    """Store scales, and make what an onnxq operator reads: numbers of one byte it reads through `Scale<T>`."""
+    one_byte = scale.dtype.itemsize == 1
+    scale_type = ir.DataType.UINT8 if one_byte else ir.DataType.from_numpy(scale.dtype)
+    stored = shelf.add("scale", scale_type, scale.shape, scale)
+    level = _tensor_scale(shelf, solution)
+    if one_byte and level is None:
+        level = shelf.add("tensor_scale", ir.DataType.FLOAT, [], np.ones((), np.float32))
+    type_name = next(each.name for each in SCALE_TYPES.values() if each.dtype == scale.dtype)
 
     def value_for(reader: ir.Node) -> ir.Value:
-        read = list(inputs)
-        if level is not None:
-            function = f"Scale{scale_name.upper()}"
-            read[1] = shelf.editor.before(reader, (DOMAIN, function), [inputs[1], level], {}, shelf.scales(inputs[1]))
-        return shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
+        if level is None:
+            return stored
+        function = (DOMAIN, f"Scale{type_name.upper()}")
+        return shelf.editor.before(reader, function, [stored, level], {}, shelf.scales(stored))
 
     return value_for
 

@@ -12,7 +12,6 @@ import onnx_ir as ir
 
 from onnxq.formats import Integer
 from onnxq.methods.solution import Solution
-from onnxq.model.operators import domain_of
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, describe
 from onnxq.passes.insert import Shelf
@@ -45,20 +44,12 @@ def as_int8(solution: Solution, dtype: ir.DataType) -> Solution | None:
     )
 
 
-def is_matmul_weight(weight: Weight) -> bool:
-    """Whether all readers are plain products x @ w with a weight [K, N]."""
-    return len(weight.shape) == 2 and all(
-        domain_of(site.node) == "" and site.node.op_type == "MatMul" and site.index == 1 and site.steps == weight.steps
-        for site in weight.sites
-    )
-
-
 def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int | None:
     """Turn the products with a weight into `MatMulNBits(bits=8)`.
 
     Args:
         editor: Of the model.
-        weight: For which `is_matmul_weight` holds.
+        weight: For which `fusion.is_matmul_weight` holds.
         solution: From `as_int8`.
         sink: Takes the bytes.
         text: What a graph viewer shows about them.

@@ -9,9 +9,10 @@ import onnx_ir as ir
 
 from onnxq.formats import Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
+from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
-from onnxq.passes.fusion import will_fuse
+from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
@@ -194,9 +195,19 @@ def _refusal(
     """Why a weight that the recipe wants quantized cannot be, or is better left alone."""
     if weight.size == 0:
         return "empty"
+    if spec.low_rank and not _multiplies_from_the_right(weight):
+        return "low_rank needs products x @ weight: MatMul with a matrix on the right"
     if planned >= weight.size_bytes:
         return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
     return raising(max(version for version, _ in needs(weight, spec, target)))
+
+
+def _multiplies_from_the_right(weight: Weight) -> bool:
+    """All that read a weight are x @ weight."""
+    wanted = ("", "MatMul", 1)
+    return len(weight.shape) == 2 and all(
+        (domain_of(site.node), site.node.op_type, site.index) == wanted for site in weight.sites
+    )
 
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
@@ -219,6 +230,8 @@ def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, in
 def leaves_standard(weight: Weight, kind: Format, group: Grouping, target: Target) -> bool:
     """Whether a weight leaves under a standard `DequantizeLinear`; if not, it leaves under a function of onnxq's."""
     if not is_standard_form(kind, group.scale_type, weight.dtype, target):
+        return False
+    if target == "ort-cuda" and will_tile(weight, kind, group.block):
         return False
     if target == "standard":
         # Constant, which a function body needs, does not know the 6-bit types (ONNX 1.23, opset 28).
@@ -248,5 +261,9 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     group = grouping(weight, spec)
     # Scales of one byte have one float32 for the tensor beside them.
     itemsize = group.scale_type.dtype.itemsize
-    scales = group.scales * itemsize + (4 if itemsize == 1 else 0)
-    return packed_bytes(weight.size, bits) + scales + (0 if spec.symmetric else packed_bytes(group.scales, bits))
+    tiled = target == "ort-cuda" and any(will_tile(weight, kind, group.block) for kind in kinds)
+    # There each column has a scale of its own, and each zero point a byte.
+    count = max(group.scales, group.matrix[2]) if tiled else group.scales
+    zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
+    beside = math.ceil(spec.low_rank * sum(weight.shape) * weight.dtype.itemsize) if spec.low_rank else 0
+    return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside

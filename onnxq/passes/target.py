@@ -10,7 +10,7 @@ from onnxq.formats import Format, ScaleType, get_format
 from onnxq.functions import rounds_by_fp8
 from onnxq.recipes import ActivationSpec
 
-Target = Literal["ort", "standard", "ort-int8", "native"]
+Target = Literal["ort", "standard", "ort-int8", "ort-cuda", "native"]
 
 # What onnxruntime 1.31 loads at most; an output stays lower where its tensor types allow.
 ORT_OPSET, ORT_IR_VERSION = 26, 13

@@ -76,7 +76,7 @@ class Report:
         model: The input file, or None for a model in memory.
         output: The file written, or None where nothing was written.
         recipe: Name of the recipe.
-        target: Where the model goes: `ort`, `native`, `standard` or `ort-int8`.
+        target: Where the model goes: `ort`, `native`, `standard`, `ort-int8` or `ort-cuda`.
         entries: One for each weight of the model; their number is that of all weights.
         model_bytes: Size of the input with its external data.
         output_bytes: Size of the output with its external data; 0 where nothing was written.

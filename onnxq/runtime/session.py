@@ -48,8 +48,8 @@ def session(
             `MatMul` into `MatMulNBits`) compute: 4 rounds activations to int8 and is onnxruntime's default, 1 is
             float32, 2 float16, 3 bfloat16, 0 whatever the kernel has for the input (float32 on the CPU).
         options: session options to start from; they are changed in place.
-        native: run onnxq's operators in its own kernels where the CPU is the first provider and the library is there;
-            else the functions in the model run.
+        native: run onnxq's operators in its own kernels where the CPU or CUDA is the first provider and the kernels are
+            there (`onnxq doctor`); else the functions in the model run.
         cuda_graph: let CUDA capture a run and replay it; every later run must have the same shapes and addresses.
 
     Raises:
@@ -68,8 +68,8 @@ def session(
         if accuracy_level not in range(5):
             raise UsageError(f"accuracy_level is {accuracy_level}; valid: 0, 1, 2, 3, 4")
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
-    if native and chosen[0] == CPU:
-        register(options)
+    if native and chosen[0] in (CPU, CUDA):
+        register(options, cuda=chosen[0] == CUDA)
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
     try:
         opened = ort.InferenceSession(
@@ -124,6 +124,16 @@ def _explained(feed: Mapping[str, NDArray[Any]]) -> Iterator[None]:
     except Exception as error:
         shapes = ", ".join(f"{name} {value.dtype}{list(np.shape(value))}" for name, value in feed.items())
         raise SessionError(f"onnxruntime failed while running ({shapes}): {plain_cause(error)}") from error
+
+
+def available_providers() -> tuple[str, list[str]]:
+    """The version of onnxruntime, and its execution providers.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+    """
+    ort = _onnxruntime()
+    return ort.__version__, ort.get_available_providers()
 
 
 def _onnxruntime() -> Any:

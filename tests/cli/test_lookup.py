@@ -5,7 +5,7 @@ import pytest
 from onnxq.formats import NAMED_FORMATS, SCALE_TYPES
 from onnxq.recipes import parse_recipe, preset_names
 
-COMMANDS = ("quantize", "plan", "inspect", "evaluate", "compare", "generate", "demo", "recipes", "formats")
+COMMANDS = ("quantize", "plan", "inspect", "evaluate", "compare", "generate", "demo", "recipes", "formats", "doctor")
 
 
 def test_version(onnxq):

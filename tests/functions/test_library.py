@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.formats import NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
+from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
 from onnxq.functions import DOMAIN, VERSION, functions, operator_suffix
 
 FORMATS = [*NAMED_FORMATS, "fp3_e1m1", "fp3_e2m0", "fp5_e3m1", "fp7_e3m3", "fp8_e7m0", "fp2_e1m0"]
@@ -131,6 +132,37 @@ def test_matmul(dtype: type, asymmetric: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("opset", [13, 26])
+@pytest.mark.parametrize(
+    ("name", "asymmetric"), [*((name, False) for name in TILED_FORMATS), ("int4", True), ("uint4", True)]
+)
+def test_matmul_of_a_weight_in_tiles(name: str, asymmetric: bool, opset: int) -> None:
+    kind, rng, (K, N) = get_format(name), np.random.default_rng(0), (384, 48)
+    codes, zeros = codes_of(kind, (K, N)), codes_of(kind, (2, N), seed=1)
+    scale = rng.uniform(0.5, 2, (2, N)).astype(np.float32)
+    x = np.eye(K, dtype=np.float32)
+    given = {"x": x, "p": pack_tiled(codes, kind), "s": scale} | ({"z": zeros} if asymmetric else {})
+    node = helper.make_node(
+        f"MatMul{operator_suffix(kind)}Tiled" + ("Asymmetric" if asymmetric else ""),
+        list(given),
+        ["y"],
+        domain=DOMAIN,
+        shape=[K, N],
+        block_size=256,
+        dtype=onnx.TensorProto.FLOAT,
+        layout=1,
+    )
+    model, rows = model_of(node, opset, 2, **given), np.arange(K) // 256
+    expected = (kind.values[codes] - (kind.values[zeros][rows] if asymmetric else 0)) * scale[rows]
+    np.testing.assert_array_equal(run(model), expected)
+    if opset == 13:
+        np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
+    bias = rng.standard_normal(N).astype(np.float32)
+    node.op_type = node.op_type.replace("MatMul", "Linear")
+    node.input.append("b")
+    np.testing.assert_array_equal(run(model_of(node, opset, 2, **given, b=bias)), expected + bias)
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("e8m0", ml_dtypes.float8_e8m0fnu), ("e4m3", ml_dtypes.float8_e4m3fn)])
 def test_scales_of_one_byte(name: str, dtype: type) -> None:
     codes = np.arange(1, 127, dtype=np.uint8).reshape(7, 18)
@@ -165,9 +197,9 @@ def test_callees_come_first_and_once() -> None:
     assert functions([], 21) == []
 
 
-@pytest.mark.parametrize("name", ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9"])
+@pytest.mark.parametrize("name", ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9", "MatMulINT3Tiled"])
 def test_unknown_operator(name: str) -> None:
-    with pytest.raises(Exception, match=r"Nothing|no format|not a format"):
+    with pytest.raises(Exception, match=r"Nothing|no format|not a format|MatMulINT3Tiled"):
         functions([name], 21)
 
 

@@ -304,6 +304,24 @@ def test_operators_that_the_library_has_are_native_and_others_stay_functions(mod
     assert (told.native, told.functions) == ({}, {"DequantizeFP6E3M2": 1, "MatMulFP6E3M2": 1})
 
 
+def test_on_cuda_weights_in_tiles_are_native_where_a_gpu_has_kernels(model_of, monkeypatch):
+    model = model_of(
+        """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
+        g (float[B,64] x) => (float[B,32] z) { y = onnxq.MatMulFP6E3M2Tiled(x, w, s) z = onnxq.MatMulFP6E3M2(y, w, s) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        MatMulFP6E3M2Tiled (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        MatMulFP6E3M2 (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }""",
+        w=array("uint8", (64, 32)),
+        s=array("float32", (32,)),
+    )
+    for problem, native in ((None, {"MatMulFP6E3M2Tiled"}), ("CUDA finds no GPU here", set())):
+        monkeypatch.setattr("onnxq.runtime.cuda.device.problem", lambda problem=problem: problem)
+        told = execution(from_proto(model), cuda=True)
+        assert (set(told.native), len(told.functions)) == (native, 2 - len(native))
+    assert set(execution(from_proto(model)).native) == {"MatMulFP6E3M2"}
+
+
 def test_an_operator_that_only_makes_scales_for_another_is_not_counted(model_of):
     model = model_of(
         """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
@@ -394,6 +412,7 @@ def test_sentences_and_dict_say_the_same(model_of):
         "native": {},
         "functions": {},
         "rounded": 0,
+        "rotated": 0,
         "dequantized": 0,
         "integer": 0,
         "plain": 0,

@@ -1,4 +1,4 @@
-"""A kernel with its compile-time numbers, and the launch that belongs to it: data that C code can use as well."""
+"""What a kernel is compiled for: the kind of product, and the numbers of its configuration."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,18 @@ class Operand:
 
     Attributes:
         fmt: Name of the weight's format.
-        dtype: `float16` or `bfloat16`: activations and results.
+        dtype: Of activations and results: `float16`, `bfloat16`, or `float32` (the kernel then takes three bfloat16 in
+            place of each activation, see pieces.cu, and its results are float32).
         scale: Type of the scales.
         group: Rows of K that share a scale: 16, 32, 64 or a multiple of 128; 0 for one scale a column of W.
+        zero: Whether the weight has zero points (integers only).
     """
 
     fmt: str
     dtype: str = "float16"
     scale: str = "float16"
     group: int = 0
+    zero: bool = False
 
     @property
     def unit_bytes(self) -> int:
@@ -34,64 +37,26 @@ class Operand:
         """What common.cuh is compiled with."""
         return {
             "FORMAT": FORMAT_CODES[self.fmt],
-            "BF16": int(self.dtype == "bfloat16"),
+            "BF16": int(self.dtype != "float16"),
             "SCALE": SCALE_CODES[self.scale],
             "GROUP": self.group,
+            "ZERO": int(self.zero),
+            "WIDE": int(self.dtype == "float32"),
         }
 
-    def scale_bytes(self, rows: int, units: int) -> int:
-        """Shared memory for the scales of `rows` columns of W for so many units along K."""
+    @property
+    def scale_bytes(self) -> int:
+        """Bytes of one scale."""
+        return _SCALE_BYTES[self.scale]
+
+    def group_bytes(self, rows: int, units: int) -> int:
+        """Shared memory for scales and zero points of `rows` columns of W for so many units along K."""
         if not self.group:
             return 0
-        if self.group > 128:
-            return units * _up(rows * _SCALE_BYTES[self.scale], 128)
-        return _up(units * 128 // self.group * rows * _SCALE_BYTES[self.scale], 128)
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Numbers for cuLaunchKernel."""
-
-    grid: tuple[int, int, int]
-    block: int
-    shared_bytes: int
-
-
-@dataclass(frozen=True)
-class Map:
-    """Arguments of cuTensorMapEncodeTiled, innermost dimension first; fill with zeros, element strides of 1.
-
-    Attributes:
-        element: CUtensorMapDataType by its size: unsigned of 2, 4 or 8 bytes (floats are moved as bits).
-        dims: Size of each dimension.
-        strides: Bytes between neighbours, of every dimension but the innermost.
-        box: What one copy takes.
-        swizzle: Whether with CU_TENSOR_MAP_SWIZZLE_128B.
-    """
-
-    element: int
-    dims: tuple[int, ...]
-    strides: tuple[int, ...]
-    box: tuple[int, ...]
-    swizzle: bool = False
-
-
-def tensor_maps(
-    operand: Operand, configuration: "Configuration", M: int, N: int, K: int
-) -> tuple[Map, Map, Map | None]:
-    """The maps of x, of the packed weight and of the scales (None where one scale serves a whole column)."""
-    rows, along_k, unit = configuration.rows, configuration.units_along_k, operand.unit_bytes
-    units = K // 128
-    # Dimensions [64, M, K / 64] put the rows of a slab of 64 k, one line of the swizzle each, side by side.
-    lines = configuration.columns if isinstance(configuration, Tile) else min(M, configuration.columns)
-    x = Map(2, (64, M, K // 64), (2 * K, 128), (64, lines, 2 * along_k), swizzle=True)
-    w = Map(8, (unit // 8, units, N // 16), (unit, unit * units), (unit // 8, along_k, rows // 16))
-    if not operand.group:
-        return x, w, None
-    size = _SCALE_BYTES[operand.scale]
-    groups = along_k * 128 // operand.group if operand.group <= 128 else 1
-    scales = Map(size, (N, -(-K // operand.group)), (size * N,), (rows, groups))
-    return x, w, scales
+        # A group longer than a unit is copied for each unit by itself.
+        boxes, groups = (units, 1) if self.group > 128 else (1, units * 128 // self.group)
+        sizes = [self.scale_bytes, *([1] if self.zero else [])]
+        return boxes * sum(_up(groups * rows * size, 128) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -106,6 +71,7 @@ class Stream:
     split: int
     bulk: int = 1
     x_rows: int = 0
+    ahead: int = 0
 
     kernel = "matmul_stream"
 
@@ -132,21 +98,21 @@ class Stream:
     @property
     def macros(self) -> dict[str, int]:
         """What the source is compiled with, besides the operand's."""
-        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room)
-        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS"), numbers, strict=True))
+        numbers = (self.nt, self.rw, self.wr, self.wk, self.stages, self.split, self.bulk, self.room, self.ahead)
+        return dict(zip(("NT", "RW", "WR", "WK", "STAGES", "SPLIT", "BULK", "X_ROWS", "AHEAD"), numbers, strict=True))
 
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rw * self.wr * self.wk * operand.unit_bytes
         activations = self.room * self.wk * 256
-        stage = _up(activations + weights + operand.scale_bytes(self.rows, self.wk), 1024)
+        stage = _up(activations + weights + operand.group_bytes(self.rows, self.wk), 1024)
         sums = self.wk * self.columns * (self.rows + 4) * 4
-        return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
+        return max(self.stages * stage, sums) + _up(24 * self.stages, 16) + 8 * self.rows
 
-    def launch(self, operand: Operand, M: int, N: int) -> Launch:
-        """How to launch it for y[M, N]."""
-        grid = (-(-N // self.rows) * self.split, -(-M // self.columns), 1)
-        return Launch(grid, 32 * (self.wr * self.wk + 1), self.shared_bytes(operand))
+    @property
+    def block(self) -> int:
+        """Threads of a block."""
+        return 32 * (self.wr * self.wk + 1)
 
 
 @dataclass(frozen=True)
@@ -184,14 +150,18 @@ class Tile:
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rows // 16 * operand.unit_bytes
-        stage = _up(self.columns * 256 + weights + operand.scale_bytes(self.rows, 1), 1024)
+        stage = _up(self.columns * 256 + weights + operand.group_bytes(self.rows, 1), 1024)
         sums = self.columns * (self.rows + 4) * 4
         return max(self.stages * stage, sums) + 16 * self.stages + 8 * self.rows
 
-    def launch(self, operand: Operand, M: int, N: int) -> Launch:
-        """How to launch it for y[M, N]."""
-        tiles = -(-N // self.rows) * -(-M // self.columns)
-        return Launch((tiles * self.split, 1, 1), 128 * (self.groups + 1), self.shared_bytes(operand))
+    @property
+    def block(self) -> int:
+        """Threads of a block."""
+        return 128 * (self.groups + 1)
+
+    def blocks(self, M: int, N: int) -> int:
+        """Blocks that compute y[M, N]."""
+        return -(-N // self.rows) * -(-M // self.columns) * self.split
 
 
 Configuration = Stream | Tile

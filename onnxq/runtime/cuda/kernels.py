@@ -1,105 +1,128 @@
-"""Compile the CUDA kernels for the device at hand with CuPy, and run them on device pointers."""
+"""Compile the CUDA kernels for a device with CuPy, and run them on device pointers."""
 
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from onnxq.errors import MissingExtraError, SessionError
-from onnxq.runtime.cuda.configuration import Configuration, Launch, Operand, tensor_maps
-from onnxq.runtime.cuda.driver import launch, tensor_map
+from onnxq.errors import SessionError
+from onnxq.runtime.cuda.configuration import Configuration, Operand
+from onnxq.runtime.cuda.device import cupy, problem
+from onnxq.runtime.cuda.interface import Kernel, Kernels, Rows, Weight, multiply
 from onnxq.runtime.cuda.sources import source
+from onnxq.runtime.cuda.table import MAX_ROWS, plan
+from onnxq.runtime.native import loaded_library
+
+logger = logging.getLogger(__name__)
+
+_WORKERS = 8
 
 
-def function(operand: Operand, configuration: Configuration) -> int:
-    """CUfunction handle of a matmul, compiled for the current device when first asked for.
+class Pointers(NamedTuple):
+    """Device addresses: x [M, K], packed W, scale [groups, N], y [M, N], and 0 or zero points and bias [N]."""
+
+    x: int
+    packed: int
+    scale: int
+    y: int
+    zero: int = 0
+    bias: int = 0
+
+
+def function(operand: Operand, configuration: Configuration, device: int | None = None) -> int:
+    """CUfunction handle of a product kernel, compiled when first asked for; by default for the current device.
 
     CuPy keeps the binary on disk, so a second process compiles nothing.
 
     Raises:
         MissingExtraError: CuPy is not installed.
-        SessionError: the device is not of compute capability 9.0.
+        SessionError: the device is not of compute capability 9.0, or the kernel does not compile.
     """
     macros = operand.macros | configuration.macros
-    return _load(configuration.kernel, tuple(macros.items()), configuration.shared_bytes(operand), _device())
+    return _load(
+        configuration.kernel, configuration.kernel, tuple(macros.items()), configuration.shared_bytes(operand), device
+    )
 
 
-def dequantize_function(operand: Operand) -> int:
-    """CUfunction handle of the kernel that writes the weight out; as `function`."""
-    return _load("dequantize", (*operand.macros.items(), ("SPLIT", 1)), 0, _device())
+def kernels_for(operand: Operand, N: int, K: int, device: int | None = None) -> Kernels:
+    """Compile all that x @ W needs, for any number of rows of x; errors as `function`."""
+    chosen = plan(operand, N, K)
+    with ThreadPoolExecutor(min(_WORKERS, os.cpu_count() or 1)) as pool:
+        functions = list(pool.map(lambda each: function(operand, each[1], device), chosen))
+    made = Kernels(count=len(chosen))
+    for at, (handle, (most, configuration)) in enumerate(zip(functions, chosen, strict=True)):
+        made.each[at] = Kernel.of(handle, most, operand, configuration)
+        logger.debug("%s [%d, %d], up to %d rows: %s", operand, K, N, most, configuration)
+    if operand.dtype == "float32":
+        made.split_float32 = _load("pieces", "split_float32", (), 0, device)
+        made.sum_pieces = _load("pieces", "sum_pieces", (), 0, device)
+    return made
 
 
 def matmul(
     operand: Operand,
     configuration: Configuration,
-    pointers: tuple[int, int, int, int, int],
+    pointers: Pointers,
     shape: tuple[int, int, int],
     stream: int,
     *,
     early: bool = True,
 ) -> None:
-    """Put y = x @ W + bias on a stream.
+    """Put y = x @ W + bias on a stream, without onnxruntime.
 
     Args:
-        operand: Types and group size.
+        operand: What kind of weight; float32 stands for bfloat16 x and float32 y here.
         configuration: The kernel and its numbers.
-        pointers: Device addresses of x [M, K], packed W, scale [groups, N], bias [N] or 0, y [M, N].
+        pointers: Where everything is.
         shape: M, N, K.
         stream: CUstream handle.
-        early: See `driver.launch`.
+        early: Let it start, and load weights, while the kernel before it still runs (programmatic dependent launch).
+
+    Raises:
+        SessionError: the native library is missing, or CUDA refused the launch.
     """
     M, N, K = shape
     if M:
-        x, packed, scale, bias, y = pointers
-        on_x, on_packed, on_scale = tensor_maps(operand, configuration, M, N, K)
-        maps = [tensor_map(on_x, x), tensor_map(on_packed, packed)]
-        maps.append(tensor_map(on_scale, scale) if on_scale else maps[0])
-        how = configuration.launch(operand, M, N)
-        launch(function(operand, configuration), how, maps, (packed, scale, bias, y), (M, N, K), stream, early=early)
-
-
-def dequantize(operand: Operand, pointers: tuple[int, int, int], shape: tuple[int, int], stream: int) -> None:
-    """Put "weight [N, K] = values of W times scales" on a stream.
-
-    Args:
-        operand: Types and group size.
-        pointers: Device addresses of packed W, scale [groups, N], weight.
-        shape: N, K.
-        stream: CUstream handle.
-    """
-    N, K = shape
-    how = Launch((-(-N // 16 * (K // 128) // 8), 1, 1), 256, 0)
-    launch(dequantize_function(operand), how, (), pointers, (N, K), stream)
+        kernel = Kernel.of(function(operand, configuration), MAX_ROWS, operand, configuration)
+        weight = Weight(
+            K,
+            N,
+            operand.unit_bytes,
+            operand.scale_bytes,
+            operand.group,
+            operand.zero,
+            pointers.packed,
+            pointers.scale,
+            pointers.zero,
+        )
+        rows = Rows(pointers.x, pointers.bias, pointers.y, M, stream, early)
+        multiply(loaded_library(), kernel, weight, rows)
 
 
 _loaded: list[Any] = []  # CuPy unloads a module that nobody holds
 
 
-def _cupy() -> Any:
-    try:
-        import cupy
-    except ImportError as error:
-        raise MissingExtraError.of("cupy-cuda13x", "gpu", "compiling CUDA kernels") from error
-    return cupy
-
-
-def _device() -> int:
-    return int(_cupy().cuda.runtime.getDevice())
+def _load(file: str, kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int, device: int | None) -> int:
+    here = int(cupy().cuda.runtime.getDevice()) if device is None else device
+    return _compiled(file, kernel, macros, shared_bytes, here)
 
 
 @cache
-def _load(kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int, device: int) -> int:
-    cupy = _cupy()
-    capability = str(cupy.cuda.Device(device).compute_capability)
-    if capability != "90":
-        raise SessionError(
-            f"the CUDA kernels need a GPU of compute capability 9.0 (H100, H200); device {device} has "
-            f"{capability[:-1]}.{capability[-1]}"
-        )
+def _compiled(file: str, kernel: str, macros: tuple[tuple[str, int], ...], shared_bytes: int, device: int) -> int:
+    if reason := problem(device):
+        raise SessionError(reason)
     options = ("-std=c++17", "-arch=sm_90a", *(f"-D{name}={value}" for name, value in macros))
-    module = cupy.RawModule(code=source(kernel), options=options)
-    compiled = module.get_function(kernel)
-    if shared_bytes > 48 * 1024:
-        compiled.max_dynamic_shared_size_bytes = shared_bytes
-    # All of the memory that L1 and shared memory have in common: blocks of the next kernel must fit beside this one's.
-    compiled.preferred_shared_memory_carveout = 100
-    _loaded.append(module)
-    return int(compiled.kernel.ptr)
+    with cupy().cuda.Device(device):
+        module = cupy().RawModule(code=source(file), options=options)
+        try:
+            compiled = module.get_function(kernel)
+        except cupy().cuda.compiler.CompileException as error:
+            raise SessionError(f"the CUDA kernel '{kernel}' does not compile here: {str(error)[-300:]}") from error
+        if shared_bytes > 48 * 1024:
+            compiled.max_dynamic_shared_size_bytes = shared_bytes
+        if shared_bytes:
+            # All that L1 and shared memory have in common: blocks of the next kernel must fit beside this one's.
+            compiled.preferred_shared_memory_carveout = 100
+        _loaded.append(module)
+        return int(compiled.kernel.ptr)

@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass, replace
 from functools import cache
-from math import log
+from math import isqrt, log
 from pathlib import Path
 
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
 
 TABLE = Path(__file__).with_name("table.json")
+MAX_ROWS = 2**31 - 1
 _LARGE = 512  # from here on a configuration serves more rows as well
 _KERNELS: dict[str, type[Stream] | type[Tile]] = {"matmul_stream": Stream, "matmul_tile": Tile}
 
@@ -39,25 +40,35 @@ def measured() -> tuple[Measured, ...]:
 
 
 @cache
-def choose(operand: Operand, M: int, N: int, K: int) -> Configuration:
-    """The configuration for y[M, N] = x[M, K] @ W; every shape that the kernels take has one.
+def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], ...]:
+    """Configurations for x @ W, each with the most rows of x that it serves, by growing rows; the last serves any.
 
-    A format without lines of its own takes those of the other format of its width. Four-bit lines were measured with
-    scales for groups of 128, six-bit ones with a scale a column. A six-bit weight with groups takes its large products
-    from four-bit lines, whose accumulators leave room for the sums of groups.
+    Every shape that the kernels take has a plan: that of the nearest shape. A format without lines of its own takes
+    those of the other format of its width. Four-bit lines were measured with scales for groups of 128, six-bit ones
+    with a scale a column. A six-bit weight with groups takes its large products from four-bit lines, whose
+    accumulators leave room for the sums of groups. float32 results are never made of weights that were rounded after
+    scaling (`fold`): then a configuration for fewer rows serves.
     """
     rows = sorted({line.M for line in measured()})
-    limit = next((m for m in rows if m >= M), rows[-1])
-    below = max((m for m in rows if m < limit), default=limit)
-    if below >= _LARGE and limit * below > M**2:  # of two large ones the nearer
-        limit = below
-    fours = operand.unit_bytes == 1024 or (operand.group > 0 and limit > 32)
-    others = "fp4_e2m1" if fours else "fp6_e3m2"
-    at = [line for line in measured() if limit == line.M]
-    own = [line for line in at if line.fmt == operand.fmt and (operand.unit_bytes == 1024 or not fours)]
-    lines = own or [line for line in at if line.fmt == others]
-    best = min(lines, key=lambda line: abs(log(N / line.N)) + abs(log(K / line.K)))
-    return fitted(operand, best.configuration)
+    exact = [line for line in measured() if operand.dtype != "float32" or not getattr(line.configuration, "fold", 0)]
+    made: list[tuple[int, Configuration]] = []
+    for M, following in zip(rows, [*rows[1:], MAX_ROWS], strict=True):
+        fours = operand.unit_bytes == 1024 or (operand.group > 0 and M > 32)
+        others = "fp4_e2m1" if fours else "fp6_e3m2"
+        most_rows = max(line.M for line in exact if line.M <= M and line.fmt == others)
+        at = [line for line in exact if most_rows == line.M]
+        own = [line for line in at if line.fmt == operand.fmt and (operand.unit_bytes == 1024 or not fours)]
+        lines = own or [line for line in at if line.fmt == others]
+        best = min(lines, key=lambda line: abs(log(N / line.N)) + abs(log(K / line.K)))
+        # Of two large numbers of rows the nearer decides.
+        most = MAX_ROWS if rows[-1] == M else M if M < _LARGE else isqrt(M * following)
+        made.append((most, fitted(operand, best.configuration)))
+    return tuple(made)
+
+
+def choose(operand: Operand, M: int, N: int, K: int) -> Configuration:
+    """The configuration for y[M, N] = x[M, K] @ W."""
+    return next(configuration for most, configuration in plan(operand, N, K) if most >= M)
 
 
 def fitted(operand: Operand, configuration: Configuration) -> Configuration:

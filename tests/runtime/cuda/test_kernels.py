@@ -30,50 +30,51 @@ def bfloat16(cp, x):
     return bits.astype(cp.uint16), (bits << 16).view(cp.float32)
 
 
+def rounded(cp, x, kind):
+    """Numbers as they are stored, and what they mean in float64."""
+    stored, meant = bfloat16(cp, x) if kind == "bfloat16" else (x.astype(kind),) * 2
+    return stored, meant.astype(cp.float64)
+
+
 def case(cp, operand, M, N, K):
+    """Arrays on the GPU by name, x and bias as they mean, and the weight in float64."""
     rng = cp.random.default_rng(M * 7919 + N * 31 + K)
     fmt = get_format(operand.fmt)
-    packed = rng.integers(0, 256, (N // 16, K // 128, 256 * fmt.bits), cp.uint8)
-    groups = -(-K // operand.group) if operand.group else 1
-    scale = rng.random((groups, N), cp.float32) + 0.5
-    x = rng.standard_normal((M, K), cp.float32) * 0.05
-    bias = rng.standard_normal(N, cp.float32)
-    kept = {}
-    for name, array, kind in (("x", x, operand.dtype), ("scale", scale, operand.scale), ("bias", bias, operand.dtype)):
-        if kind == "bfloat16":
-            kept[name] = bfloat16(cp, array)
-        else:
-            kept[name] = (array.astype(kind),) * 2
-    values = cp.asarray(fmt.values.astype(np.float64))[cp.asarray(unpack_tiled(packed.get(), fmt))]
-    spread = kept["scale"][1].astype(cp.float64)
-    if operand.group:
-        spread = cp.repeat(spread, operand.group, 0)[:K]
-    weight = values * spread
-    return (
-        packed,
-        {name: pair[0] for name, pair in kept.items()},
-        {n: p[1].astype(cp.float64) for n, p in kept.items()},
-        weight,
+    groups, kind = (
+        -(-K // operand.group) if operand.group else 1,
+        "bfloat16" if operand.dtype == "float32" else operand.dtype,
     )
-
-
-def result(cp, operand, y):
-    return (y.astype(cp.uint32) << 16).view(cp.float32) if operand.dtype == "bfloat16" else y
+    packed = rng.integers(0, 256, (N // 16, K // 128, 256 * fmt.bits), cp.uint8)
+    zero = rng.integers(0, 1 << fmt.bits, (groups, N), cp.uint8)
+    scale, scales = rounded(cp, rng.random((groups, N), cp.float32) + 0.5, operand.scale)
+    x, activations = rounded(cp, rng.standard_normal((M, K), cp.float32) * 0.05, kind)
+    bias, biases = rounded(cp, rng.standard_normal(N, cp.float32), kind)
+    values, rows = cp.asarray(fmt.values.astype(np.float64)), cp.arange(K) // (operand.group or K)
+    weight = values[cp.asarray(unpack_tiled(packed.get(), fmt))]
+    if operand.zero:
+        weight -= values[zero][rows]
+    given = {"x": x, "packed": packed, "scale": scale, "bias": bias, "zero": zero}
+    return given, activations, biases, weight * scales[rows]
 
 
 def check(cp, operand, configuration, M, N, K, with_bias=False):
-    packed, given, meant, weight = case(cp, operand, M, N, K)
-    expected = meant["x"] @ weight + (meant["bias"] if with_bias else 0)
-    poison = cp.full((M + 1, N), 0x7FC1, cp.uint16)  # NaN in both types, and a row that must stay
-    y = poison.view(cp.float16) if operand.dtype == "float16" else poison
-    pointers = (given["x"], packed, given["scale"], given["bias"] if with_bias else None, y)
-    addresses = tuple(0 if p is None else p.data.ptr for p in pointers)
-    kernels.matmul(operand, configuration, addresses, (M, N, K), cp.cuda.get_current_stream().ptr)
+    given, x, bias, weight = case(cp, operand, M, N, K)
+    expected = x @ weight + (bias if with_bias else 0)
+    width = 4 if operand.dtype == "float32" else 2
+    poison = cp.full((M + 1, N * width // 2), 0x7FC1, cp.uint16)  # NaN in every type, and a row that must stay
+    address = {name: array.data.ptr for name, array in given.items() if name != "bias" or with_bias}
+    if not operand.zero:
+        del address["zero"]
+    pointers = kernels.Pointers(**address, y=poison.data.ptr)
+    kernels.matmul(operand, configuration, pointers, (M, N, K), cp.cuda.get_current_stream().ptr)
     cp.cuda.get_current_stream().synchronize()
     assert (poison[M] == 0x7FC1).all()
-    got = result(cp, operand, y)[:M].astype(cp.float64)
-    error = float(cp.linalg.norm(got - expected) / cp.linalg.norm(expected))
-    assert error < (5e-3 if operand.dtype == "bfloat16" else 4e-4), configuration
+    if operand.dtype == "bfloat16":
+        got = (poison[:M].astype(cp.uint32) << 16).view(cp.float32)
+    else:
+        got = poison[:M].view(operand.dtype)
+    error = float(cp.linalg.norm(got.astype(cp.float64) - expected) / cp.linalg.norm(expected))
+    assert error < {"bfloat16": 5e-3, "float16": 4e-4, "float32": 2e-6}[operand.dtype], configuration
 
 
 @pytest.mark.parametrize(
@@ -122,17 +123,23 @@ def test_tiles_that_fold_the_scales_into_the_weights(cp, fmt, dtype, group):
     check(cp, Operand(fmt, dtype, "float16", group), Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
 
 
+@pytest.mark.parametrize("fmt", ["int4", "uint4"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("group", [0, 16, 32, 128, 256])
+def test_zero_points_are_subtracted(cp, fmt, dtype, group):
+    operand = Operand(fmt, dtype, "float16", group, zero=True)
+    for configuration in (Stream(1, 2, 2, 2, 3, 1, x_rows=5), Stream(1, 1, 4, 2, 2, 2, bulk=0), Tile(64, 1, 2, 3, 2)):
+        check(cp, operand, configuration, 5, 208, 1152)
+    check(cp, operand, Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
-@pytest.mark.parametrize("group", [0, 32, 256])
-def test_dequantize_writes_the_weight_out(cp, fmt, group):
-    operand = Operand(fmt, group=group)
-    N, K = 208, 1152
-    packed, given, _, weight = case(cp, operand, 1, N, K)
-    out = cp.full((N, K), cp.nan, cp.float16)
-    pointers = (packed.data.ptr, given["scale"].data.ptr, out.data.ptr)
-    kernels.dequantize(operand, pointers, (N, K), cp.cuda.get_current_stream().ptr)
-    cp.testing.assert_array_equal(out, weight.T.astype(cp.float32).astype(cp.float16))
+@pytest.mark.parametrize("group", [0, 128])
+def test_results_can_be_float32(cp, fmt, group):
+    operand = Operand(fmt, "float32", "float32", group)
+    check(cp, operand, Stream(1, 2, 2, 2, 3, 1, x_rows=5), 5, 208, 1152)
+    check(cp, operand, Tile(64, 1, 2, 3, 2), 50, 208, 1152)
 
 
 def test_nothing_is_launched_for_no_rows(cp):
-    kernels.matmul(Operand("int4"), Stream(1, 1, 1, 1, 2, 1), (0, 0, 0, 0, 0), (0, 16, 128), 0)
+    kernels.matmul(Operand("int4"), Stream(1, 1, 1, 1, 2, 1), kernels.Pointers(0, 0, 0, 0), (0, 16, 128), 0)
