@@ -17,12 +17,12 @@ from onnxq.model.load import Model, Source, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
 from onnxq.model.versions import package_versions
-from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Converted, Progress, convert
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.quantize import Result
 from onnxq.passes.record import Recorder
+from onnxq.passes.rounding import ActivationPlan, plan_activations
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import Target, check_target
 from onnxq.recipes import Recipe, load_recipe

@@ -32,7 +32,7 @@ from onnxq.recipes import (
     parse_recipe,
     preset_names,
 )
-from onnxq.recipes.steps import Diagonal
+from onnxq.recipes.steps import ROTATION_SITES, Diagonal, Rotate
 
 ROOT = Path(__file__).parents[1]
 README, DOCS = ROOT / "README.md", ROOT / "docs"
@@ -155,6 +155,10 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "method")} == steps.keys()
     fields = {field for each in steps.values() for field in each.model_fields} - {"method"}
     assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "key")} == fields
+    options = [cells[0].strip("`") for cells in table(DOCS / "equalize.md", "option")]
+    assert sorted(["method", *options]) == sorted(Rotate.model_fields)
+    sites = [cells[0].strip("`") for cells in table(DOCS / "equalize.md", "site", "rotated is")]
+    assert sites == list(ROTATION_SITES)
     rows = {cells[0].strip("`"): cells for cells in table(page, "recipe", "formats")}
     assert rows.keys() == set(preset_names())
     for name, (_, formats, share, scale, method) in rows.items():
@@ -196,6 +200,7 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
         named(cells[0])[0]: (named(cells[1]), named(cells[2])) for cells in table(DOCS / "operators.md", "operator")
     }
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
+    wanted["Hadamard"] = "Hadamard"
     for kind in NAMED_FORMATS.values():
         for family in ("Dequantize", "MatMul", "Linear"):
             for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):

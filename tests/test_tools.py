@@ -22,3 +22,17 @@ def test_the_benchmark_of_the_conversion_measures_both_quantizers(tmp_path: Path
     assert set(runs) == {"onnxruntime int4", "onnxq int4"}
     assert all(run["seconds"] > 0 and run["anonymous_mib"] > 0 for run in runs.values())
     assert "limit of anonymous memory" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_table_of_steps_says_what_smooth_takes_back(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "equalize_table.py"), "--schemes", "w8a8", "--step", "80"]
+    command += ["--samples", "8", "--json", str(tmp_path / "result.json")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "result.json").read_text())["rows"]
+    share = {(row["outliers"], row["step"]): row["share"] for row in rows}
+    assert share["channels", "smooth"] > 0.99
+    assert share["channels", "aweq"] > 0.99
+    assert share["channels", ""] == share["spikes", ""] == 0

@@ -6,8 +6,9 @@
 
 `samples/code_lm/outliers.py` makes two models that compute what `samples/code_lm/model.onnx` computes: one with
 channels that are many times as large as the others, one with spikes at the first token of two layers. Each is
-quantized with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`. A share is (nll without
-steps - nll) / (nll without steps - nll of the float model): 100 % is the float model, and below zero a step hurts.
+quantized with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`; `none` is the model itself. A
+share is (nll without steps - nll) / (nll without steps - nll of the float model): 100 % is the float model, and below
+zero a step hurts. With GPTQ, the nll without steps is that of rounding to nearest.
 """
 
 import argparse
@@ -38,11 +39,17 @@ SCHEMES = {
     "w8a8": "weight: {format: int8}, activation: {format: int8}",
     "w4a4-fp": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1}",
     "w4a4": "weight: {format: int4}, activation: {format: int4, granularity: token}",
+    "w4a4-gptq": "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token}",
+    "w4": "weight: {format: int4}",
 }
+# Shares are those of what another scheme adds without steps.
+BASES = {"w4a4-gptq": "w4a4"}
 ABOUT = {
     "w8a8": "INT8, one scale for the activation",
     "w4a4-fp": "FP4 E2M1, one scale for the activation",
     "w4a4": "INT4, a scale for each token",
+    "w4a4-gptq": "INT4 with GPTQ, a scale for each token",
+    "w4": "INT4 and float",
 }
 # (outliers, scheme): steps, the first of them none.
 STEPS = {
@@ -56,8 +63,18 @@ STEPS = {
         "disassemble, assemble: true",
         "smooth",
         "aweq",
+        "rotate, sites: residual",
+        "rotate, sites: [residual, online]",
+        "rotate, choose: false",
+        "rotate",
     ],
+    ("channels", "w4a4-gptq"): ["", "smooth", "rotate, choose: false", "rotate"],
     ("spikes", "w8a8"): ["", "smooth", "aweq", "disassemble, insert: true"],
+    ("spikes", "w4a4"): ["", "smooth", "rotate, choose: false", "rotate"],
+    ("spikes", "w4a4-gptq"): ["", "rotate"],
+    ("none", "w4a4"): ["", "smooth", "rotate, choose: false", "rotate"],
+    ("none", "w4a4-gptq"): ["", "rotate"],
+    ("none", "w4"): ["", "rotate, sites: [residual, value], choose: false", "rotate, sites: [residual, value]"],
 }
 
 
@@ -84,8 +101,8 @@ class Row:
     seconds: float
 
 
-def measure(schemes: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Row]:
-    """All rows of some schemes."""
+def measure(kinds: Sequence[str], schemes: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Row]:
+    """All rows of some kinds of outliers and some schemes."""
     tokens = np.load(SAMPLE / "heldout.npy")
     tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
     data = onnxq.Calibration(SAMPLE / "calibration.npy", samples=samples)
@@ -94,13 +111,15 @@ def measure(schemes: Sequence[str], samples: int, step: int, folder: Path) -> It
         return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value)
 
     exact = nll(SAMPLE / "model.onnx")
-    for outliers, scheme in [key for key in STEPS if key[1] in schemes]:
+    lost: dict[tuple[str, str], float] = {}
+    for outliers, scheme in [key for key in STEPS if key[0] in kinds and key[1] in schemes]:
         model, output = folder / f"{outliers}.onnx", folder / "quantized.onnx"
-        if not model.exists():
+        if outliers == "none":
+            model = SAMPLE / "model.onnx"
+        elif not model.exists():
             options = ["--spikes"] if outliers == "spikes" else []
             command = [sys.executable, str(SAMPLE / "outliers.py"), str(model), *options]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        lost = math.nan
         for text in STEPS[outliers, scheme]:
             steps = f"equalize: [{{method: {text}}}]\n" if text else ""
             recipe = parse_recipe(f"{steps}rules:\n- {{{SCHEMES[scheme]}}}")
@@ -108,14 +127,16 @@ def measure(schemes: Sequence[str], samples: int, step: int, folder: Path) -> It
             report = onnxq.quantize(model, recipe, output=output, force=True, calibration=data)
             seconds = time.perf_counter() - started
             added = nll(output) - exact
-            lost = lost if text else added
+            base = lost.setdefault((outliers, BASES.get(scheme, scheme)), added)
             places = sum(each.done is not None for each in report.changes)
-            yield Row(outliers, scheme, text, added, 1 - added / lost, places, seconds)
+            yield Row(outliers, scheme, text, added, 1 - added / base, places, seconds)
 
 
 def main() -> None:
     """Measure, print the table, and write JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    kinds = list(dict.fromkeys(outliers for outliers, _ in STEPS))
+    parser.add_argument("--outliers", default=",".join(kinds), help="comma-separated; by default all")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="comma-separated; by default all")
     parser.add_argument("--samples", type=int, default=32, help="windows of 512 tokens to calibrate on; by default 32")
     parser.add_argument("--step", type=int, default=4, help="measure every n-th held-out window; by default every 4th")
@@ -126,10 +147,12 @@ def main() -> None:
     print(f"\n| {' | '.join(_HEADER)} |\n|{' --- |' * len(_HEADER)}", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for row in measure(options.schemes.split(","), options.samples, options.step, Path(folder)):
+        for row in measure(
+            options.outliers.split(","), options.schemes.split(","), options.samples, options.step, Path(folder)
+        ):
             rows.append(row)
             step = f"`{row.step}`" if row.step else "none"
-            share = f"{row.share:.1%}".replace("%", " %") if row.step else ""
+            share = f"{row.share:.1%}".replace("%", " %") if row.step or row.scheme in BASES else ""
             print(f"| {row.outliers} | {ABOUT[row.scheme]} | {step} | {row.added:+.4f} | {share} |", flush=True)
     if options.json:
         made = {"date": today, "versions": versions, "step": options.step, "rows": [asdict(row) for row in rows]}

@@ -72,15 +72,15 @@ def cache_scale(domain: Opset, kind: Format) -> OnnxFunction:
 
 
 def integer_codes(domain: Opset, kind: Integer) -> OnnxFunction:
-    """Codes of the nearest integers; the one without a negative is left out."""
-    high, wrap = _tensor(np.float32(kind.high)), _tensor(np.int32(2**kind.bits))
+    """Codes of the nearest integers."""
+    low, high = _tensor(np.float32(kind.low)), _tensor(np.float32(kind.high))
+    wrap = _tensor(np.int32(2**kind.bits))
 
     @script(domain, default_opset=op)
     def CacheCodes(units):
-        top = op.Constant(value=high)
-        rounded = op.Cast(op.Max(op.Min(op.Round(units), top), op.Neg(top)), to=_INT32)
+        rounded = op.Max(op.Min(op.Round(units), op.Constant(value=high)), op.Constant(value=low))
         modulus = op.Constant(value=wrap)
-        return op.Mod(rounded + modulus, modulus)
+        return op.Mod(op.Cast(rounded, to=_INT32) + modulus, modulus)
 
     return CacheCodes
 

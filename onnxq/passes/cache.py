@@ -7,7 +7,7 @@ cache in INT8 or INT4 itself.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +15,7 @@ import onnx_ir as ir
 from onnxq.errors import UsageError
 from onnxq.formats import get_format
 from onnxq.functions import DOMAIN, operator_suffix
-from onnxq.functions.cache import largest
+from onnxq.methods.channels import Range, channel_grid, smoothing
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of
@@ -24,6 +24,7 @@ from onnxq.recipes import CachePart, CacheSpec
 from onnxq.runtime.cache import Carried, carried
 from onnxq.statistics.cache import collected, load_statistics
 from onnxq.statistics.calibration import Calibration, inputs_of_graph
+from onnxq.statistics.reductions import Kind
 from onnxq.statistics.requests import Request
 from onnxq.statistics.statistics import Statistics
 from onnxq.statistics.views import HEADS
@@ -31,6 +32,7 @@ from onnxq.statistics.views import HEADS
 # Where GroupQueryAttention (com.microsoft, version 1) reads and writes keys and values, and their scales.
 _PAST, _SCALE = {"key": 3, "value": 4}, {"key": 12, "value": 13}
 _GROUPED_BITS = {"int8": 8, "int4": 4}
+_KINDS: tuple[Kind, ...] = ("channel_min", "channel_max", "channel_sum", "channel_square_sum")
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,9 @@ def cache_statistics(
 
 
 def cache_requests(plan: CachePlan) -> list[Request]:
-    """The largest magnitude of each channel, where its scale comes from it."""
+    """Range and moments of each channel, where its scale comes from them."""
     return [
-        Request(each.new.name, each.heads * each.size, ("channel_absmax",), HEADS)
+        Request(each.new.name, each.heads * each.size, _KINDS, HEADS)
         for each in plan.quantized
         if each.spec is not None and each.spec.needs_data and each.new is not None and each.new.name
     ]
@@ -191,24 +193,26 @@ def quantize_cache(model: ir.Model, plan: CachePlan, statistics: Statistics | No
     """Carry out a plan; afterwards the model takes and gives codes, and scales of tokens where they have any."""
     editor = Editor(model)
     for tensor in plan.quantized:
-        absmax = None
-        if statistics is not None and tensor.spec is not None and tensor.spec.needs_data and tensor.new is not None:
-            absmax = statistics.get(tensor.new.name or "", "channel_absmax", HEADS).reshape(tensor.heads, tensor.size)
+        seen = _range(tensor, statistics) if statistics is not None and tensor.spec and tensor.spec.needs_data else None
         if tensor.is_grouped:
-            _in_attention(model.graph, editor, tensor, absmax)
+            _in_attention(model.graph, editor, tensor, seen)
         else:
-            _Rewrite(model.graph, editor, tensor, absmax).run()
+            _Rewrite(model.graph, editor, tensor, seen).run()
 
 
-def _scales(absmax: np.ndarray, top: float) -> np.ndarray:
-    """float32 [heads, size]; a channel that was always zero gets what its largest neighbour has."""
-    found = np.where(absmax > 0, absmax, max(float(absmax.max()), 1.0)) / top
-    return found.astype(np.float32)
+def _range(tensor: CacheTensor, statistics: Statistics) -> Range:
+    name = tensor.new.name or "" if tensor.new is not None else ""
+    rows = statistics.rows(name, HEADS)
+    low, high, total, squares = (
+        statistics.get(name, kind, HEADS).reshape(tensor.heads, tensor.size) for kind in _KINDS
+    )
+    mean = total / rows
+    return Range(low, high, mean, np.sqrt(np.maximum(squares / rows - mean**2, 0)))
 
 
-def _in_attention(graph: ir.Graph, editor: Editor, tensor: CacheTensor, absmax: np.ndarray | None) -> None:
+def _in_attention(graph: ir.Graph, editor: Editor, tensor: CacheTensor, seen: Range | None) -> None:
     node, spec = tensor.node, tensor.spec
-    if node is None or spec is None or absmax is None:
+    if node is None or spec is None or seen is None:
         raise ValueError(tensor.carried.past.name)
     bits = _GROUPED_BITS[spec.format]
     node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", bits)
@@ -216,9 +220,9 @@ def _in_attention(graph: ir.Graph, editor: Editor, tensor: CacheTensor, absmax: 
     node.attributes[name] = ir.AttrString(name, "PER_CHANNEL")
     if len(node.inputs) <= _SCALE["value"]:
         node.resize_inputs(_SCALE["value"] + 1)
-    scale = _scales(absmax, largest(get_format(spec.format))).reshape(-1)
+    _, scale = channel_grid(seen, get_format(spec.format), centred=False)
     past = node.inputs[_PAST[tensor.role]]
-    constant = _constant(editor, graph, f"{tensor.carried.past.name}.scale", scale)
+    constant = _constant(editor, graph, f"{tensor.carried.past.name}.scale", scale.reshape(-1).astype(np.float32))
     node.replace_input_with(_SCALE[tensor.role], constant)
     dtype = ir.DataType.INT8 if bits == 8 else ir.DataType.UINT8
     for value in (past, graph.outputs[_index(graph, tensor)]):
@@ -243,10 +247,10 @@ def _constant(editor: Editor, graph: ir.Graph, name: str, array: np.ndarray) -> 
 class _Rewrite:
     """One Concat of past and new tokens, which becomes two: of floats for the attention, and of codes for the cache."""
 
-    def __init__(self, graph: ir.Graph, editor: Editor, tensor: CacheTensor, absmax: np.ndarray | None) -> None:
+    def __init__(self, graph: ir.Graph, editor: Editor, tensor: CacheTensor, seen: Range | None) -> None:
         if tensor.spec is None or tensor.node is None or tensor.new is None or tensor.node.inputs[0] is None:
             raise ValueError(tensor.carried.past.name)
-        self.graph, self.editor, self.tensor, self.absmax = graph, editor, tensor, absmax
+        self.graph, self.editor, self.tensor, self.seen = graph, editor, tensor, seen
         self.spec, self.concat, self.new, self.past = tensor.spec, tensor.node, tensor.new, tensor.node.inputs[0]
         self.kind = get_format(tensor.spec.format)
         self.suffix, self.float_type = operator_suffix(self.kind), tensor.carried.past.dtype
@@ -257,12 +261,14 @@ class _Rewrite:
         floats = ir.Value(name=f"{self.name}.float", type=self.past.type, shape=self.past.shape)
         dtype = int(ir.DataType.from_numpy(self.float_type))
         _retype(self.past, ir.DataType.UINT8, self.tensor.size * self.kind.bits // 8)
-        factor = self._channel_scale()
-        new, scale = self.new, factor
-        past_scale = factor
-        if self.spec.granularity != "channel":
-            if factor is not None:
-                new = self._node(("", "Div"), [new, factor], f"{self.name}.new_smoothed")
+        offset, factor, scale = self._static()
+        new = self.new
+        if offset is not None:
+            new = self._node(("", "Sub"), [new, offset], f"{self.name}.new_centred")
+        if factor is not None:
+            new = self._node(("", "Div"), [new, factor], f"{self.name}.new_smoothed")
+        past_scale = scale
+        if scale is None:
             scale = self._node((DOMAIN, f"CacheScale{self.suffix}"), [new], f"{self.name}.new_scale")
             past_scale = self._carry_scale(scale)
         codes = self._node((DOMAIN, f"CacheQuantize{self.suffix}"), [new, scale], f"{self.name}.new_codes")
@@ -270,19 +276,26 @@ class _Rewrite:
         past = self.editor.before(
             self.concat, (DOMAIN, f"CacheDequantize{self.suffix}"), [self.past, past_scale], {"dtype": dtype}, floats
         )
-        if self.spec.granularity == "smoothed":
+        if factor is not None:
             past = self._node(("", "Mul"), [past, factor], f"{self.name}.rough")
+        if offset is not None:
+            past = self._node(("", "Add"), [past, offset], f"{self.name}.placed")
         self.concat.replace_input_with(0, past)
 
-    def _channel_scale(self) -> ir.Value | None:
-        """[1, heads, 1, size]: scales of channels, or the factors that bring channels to one size."""
-        if self.absmax is None:
-            return None
-        scale = _scales(self.absmax, largest(self.kind))
+    def _static(self) -> tuple[ir.Value | None, ir.Value | None, ir.Value | None]:
+        """Offset, factor and scale of channels, [1, heads, 1, size]; None each where there is none."""
+        if self.seen is None:
+            return None, None, None
+
+        def constant(name: str, array: np.ndarray, dtype: np.dtype[Any]) -> ir.Value:
+            shaped = array.astype(dtype)[None, :, None, :]
+            return _constant(self.editor, self.graph, f"{self.name}.{name}", shaped)
+
         if self.spec.granularity == "smoothed":
-            scale = scale / scale.mean(axis=1, keepdims=True)
-            scale = scale.astype(self.float_type)
-        return _constant(self.editor, self.graph, f"{self.name}.channel_scale", scale[None, :, None, :])
+            offset, factor = smoothing(self.seen)
+            return constant("offset", offset, self.float_type), constant("factor", factor, self.float_type), None
+        offset, scale = channel_grid(self.seen, self.kind)
+        return constant("offset", offset, self.float_type), None, constant("scale", scale, np.dtype(np.float32))
 
     def _carry_scale(self, new: ir.Value) -> ir.Value:
         """Scales of tokens as one more tensor of the cache; the past ones."""

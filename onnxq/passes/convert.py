@@ -7,18 +7,17 @@ from pathlib import Path
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
 from onnxq.model.sites import find_weights
-from onnxq.passes.activation_plan import ActivationPlan
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
-from onnxq.passes.calibrate import needy, statistics_for
+from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.plan import Decision, Plan, Selection, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
-from onnxq.passes.round_activations import round_activations
+from onnxq.passes.rounding import ActivationPlan, round_activations
+from onnxq.passes.rounding.standard import use_standard_pairs
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
-from onnxq.passes.standard_activations import use_standard_pairs
 from onnxq.passes.step import Change, Context
 from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
@@ -149,6 +148,11 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
                 threads=asked.threads,
             )
     else:
+        if asked.statistics is not None and activations.sites and requests(plan, weights, model.ir.graph):
+            raise UsageError(
+                f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
+                "does not know: give the data, --calib DATA"
+            )
         with during("calibrate"):
             statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
     calibrated: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxq.formats import get_format
 from onnxq.methods.histogram import BINS, span
@@ -16,6 +16,9 @@ _MOST_GRID_LINES = 64
 _HEIGHT, _SMALL_HEIGHT = 100, 16
 _KINDS = {"frontier": "Pareto frontier", "tried": "other", "chosen": "chosen"}
 _LABEL_WIDTH = 32
+_FAR_BELOW = 1e-6
+# Labels closer than this, in percent of the width and height, would lie over each other.
+_LABEL_ROOM = 20.0, 8.0
 # Less is not worth a look.
 _LEAST_DB = 10.0
 
@@ -135,16 +138,29 @@ def tradeoff_chart(tradeoff: Tradeoff) -> Chart | None:
         place = x.place(each.bits), round(100 - y.place(each.loss), 2)
         return Dot(*place, series=list(_KINDS).index(each.kind), title=title, label=each.label)
 
+    # The one that was taken lies above the others, and has its label in any case.
+    dots = sorted(map(dot, known), key=lambda each: each.series)
     return Chart(
         about=f"{tradeoff.metric}, against bits, of {len(known)} ways to give each weight a format.",
-        # The one that was taken lies above the others.
-        dots=tuple(sorted(map(dot, known), key=lambda each: each.series)),
+        dots=tuple(reversed(_with_room(dots[::-1]))),
         y_ticks=from_top(y.ticks),
         x_ticks=tuple(x.ticks),
         series=tuple(_KINDS.values()),
         line=tuple(dot(each) for each in known if each.kind == "frontier"),
         x_label="bits that an element of the weights takes, with scales",
     )
+
+
+def _with_room(dots: Sequence[Dot]) -> list[Dot]:
+    """The same dots, without labels that would lie over that of an earlier one."""
+    made: list[Dot] = []
+    for each in dots:
+        labelled = [other for other in made if other.label]
+        near = any(
+            abs(each.x - other.x) < _LABEL_ROOM[0] and abs(each.y - other.y) < _LABEL_ROOM[1] for other in labelled
+        )
+        made.append(replace(each, label="") if near else each)
+    return made
 
 
 def outlines(report: Report, count: int) -> list[Outline]:
@@ -177,9 +193,10 @@ def _outline(row: int, entry: Entry) -> Outline:
 
 
 def _loss_axis(losses: Sequence[float]) -> Axis:
-    """Losses of formats differ by powers of ten."""
-    positive = [loss for loss in losses if loss > 0]
-    return Axis.over(losses, log=len(positive) == len(losses) and max(positive) > 20 * min(positive))
+    """Losses of formats differ by powers of ten; what is far under the largest, or not positive, lies at the bottom."""
+    largest = max(losses)
+    seen = [loss for loss in losses if loss > largest * _FAR_BELOW]
+    return Axis.over(seen, log=True) if largest > 20 * min(seen, default=largest) else Axis.over(losses)
 
 
 def _middle(row: int, rows: int) -> float:

@@ -1,6 +1,7 @@
 import json
 import re
 
+import numpy as np
 import onnx
 import pytest
 
@@ -59,6 +60,22 @@ def test_findings_are_shown_on_the_page_and_refused_without_one(onnxq, model):
     done = onnxq("quantize", model, "-o", small, "--force", "--findings", found)
     assert done.code == 2
     assert "give --report FILE.html too" in done.err
+
+
+def test_what_allocate_prints_is_shown_on_the_page(onnxq, model):
+    pytest.importorskip("onnxruntime")
+    folder = model.parent
+    np.savez(folder / "x.npz", x=np.random.default_rng(3).normal(size=(16, 64)).astype(np.float32))
+    search = ("-f", "int4-g32", "-f", "int8-channel", "--method", "rtn", "--bits", "6.5", "--limit", "16")
+    done = onnxq("allocate", model, "--data", folder / "x.npz", *search, "-o", folder / "mine.yaml", "--json")
+    assert done.code == 0, done.err
+    (folder / "found.json").write_text(done.out)
+    page = ("--report", folder / "page.html", "--findings", folder / "found.json")
+    assert onnxq("quantize", model, "-o", folder / "small.onnx", "--recipe", folder / "mine.yaml", *page).code == 0
+    text = (folder / "page.html").read_text("utf-8")
+    assert "Size against loss" in text
+    assert "Pareto frontier: 8." in text
+    assert re.search(r"<title>second: [\d.e-]+ \(int4-g32\)</title>", text)
 
 
 @pytest.mark.parametrize(

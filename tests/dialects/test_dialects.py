@@ -12,7 +12,7 @@ from onnxq.errors import ModelError
 from onnxq.model.load import load
 from onnxq.passes.calibrate import reading_of
 from onnxq.passes.plan import make_plan
-from onnxq.recipes import load_recipe
+from onnxq.recipes import load_recipe, parse_recipe
 from onnxq.runtime.genai import register_in_folder
 from onnxq.runtime.generate import Generator
 from onnxq.runtime.native import native_library
@@ -145,3 +145,14 @@ def test_onnxruntime_genai_writes_the_same_text_with_the_library(genai_folder):
     while not generator.is_done():
         generator.generate_next_token()
     assert list(generator.get_sequence(0)) == [*prompt, *expected.tokens]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_rotations_keep_what_a_model_computes(name, tmp_path):
+    path, made = MODELS / f"{name}.onnx", tmp_path / "rotated.onnx"
+    report = onnxq.quantize(path, parse_recipe("equalize: [{method: rotate, choose: false}]"), output=made)
+    np.testing.assert_allclose(scores(made), scores(path), atol=1e-5)
+    done = {each.done for each in report.changes}
+    assert "input of a product rotated by an operator" in done
+    # Norms of onnxruntime's own, and attention that keeps its values, are left alone.
+    assert ("residual stream rotated" in done) == name.startswith(("optimum", "torch"))

@@ -37,19 +37,27 @@ def test_zero_points_and_scales_of_scales_are_taken_into_account():
     assert sum(histogram(weight, two_level)) == weight.size
 
 
-@pytest.mark.parametrize("kind", NAMED_FORMATS)
-def test_of_a_large_weight_rows_are_sampled_and_the_outline_stays(kind):
+@pytest.mark.parametrize("shape", [(1, 1024, 256), (4096, 64, 1), (300, 100, 7), (2, 3, 200_000)])
+@pytest.mark.parametrize("kind", ["fp6_e2m3", "uint4"])
+def test_of_a_large_weight_a_part_is_counted_and_the_outline_stays(kind, shape):
     rng = np.random.default_rng(2)
-    weight = rng.normal(size=(1, 1024, 256)).astype(np.float32)
-    symmetric = not kind.startswith("uint")
-    solution = rtn.solve(weight, GridSpec([get_format(kind)], 1024, SCALE_TYPES["fp32"], symmetric))
+    weight = rng.normal(size=shape).astype(np.float32)
+    solution = rtn.solve(weight, GridSpec([get_format(kind)], None, SCALE_TYPES["fp32"], not kind.startswith("uint")))
     counts = np.array(histogram(weight, solution))
-    assert 1 << 15 <= counts.sum() < weight.size
-    rows = slice(0, 128)
-    few = np.array(
-        histogram(weight[:, rows], solution.__class__(**vars(solution) | {"codes": solution.codes[:, rows]}))
-    )
-    assert np.abs(counts / counts.sum() - few / few.sum()).max() < 0.02
+    assert 1 << 14 <= counts.sum() < weight.size
+    units = weight / solution.scale
+    if solution.zero_point is not None:
+        units += solution.format.decode(solution.zero_point)
+    every = np.histogram(units, BINS, span(solution.format))[0]
+    assert np.abs(counts / counts.sum() - every / every.sum()).max() < 0.02
+
+
+@pytest.mark.parametrize("kind", NAMED_FORMATS)
+def test_every_format_has_an_outline(kind):
+    weight = np.random.default_rng(3).normal(size=(1, 32, 8)).astype(np.float32)
+    symmetric = not kind.startswith("uint")
+    solution = rtn.solve(weight, GridSpec([get_format(kind)], 16, SCALE_TYPES["fp32"], symmetric))
+    assert sum(histogram(weight, solution)) == weight.size
 
 
 def test_what_is_not_finite_is_counted_somewhere():

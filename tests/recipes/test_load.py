@@ -11,7 +11,7 @@ from onnxq.recipes import Match, QuantSpec, Recipe, Rule, load_recipe, parse_rec
 
 ROUNDED = ["fp4", "fp6", "fp6-e2m3", "fp6-e3m2", "int2", "int3", "int4", "int8", "mxfp4", "mxfp6", "none", "nvfp4"]
 CALIBRATED = ["fp4-best", "fp6-gptq", "int2-best", "int3-best", "int4-gptq", "w4a4-fp", "w6a6-fp", "w8a8"]
-EQUALIZED = ["int4-awq", "w8a8-smooth"]
+EQUALIZED = ["int4-awq", "w4a4-rotate", "w8a8-smooth"]
 PRESETS = sorted([*ROUNDED, *CALIBRATED, *EQUALIZED])
 RULE = "rules:\n  - weight:\n      format: int4\n"
 

@@ -8,6 +8,7 @@ import pytest
 from onnxq.errors import DataError
 from onnxq.passes.step import Change
 from onnxq.report import Activation, Entry
+from onnxq.report.figures import losses_chart, tradeoff_chart
 from onnxq.report.findings import Candidate, LayerLoss, LayerLosses, Tradeoff, read_findings
 from onnxq.report.html import render
 
@@ -153,6 +154,25 @@ def test_losses_and_frontier_are_shown_where_they_are_given(made_report):
     assert "loss, nats" in page.text
     assert "mine: 4.40 bits, loss 0.2" in page.text
     assert f"{names[2]}: 0.01 (int4)" in page.text
+
+
+def test_labels_that_would_lie_over_each_other_are_left_out_but_never_that_of_the_choice():
+    candidates = [Candidate(bits, 1.0, f"at {bits}", "tried") for bits in (2.0, 4.0, 4.1, 8.0)]
+    chart = tradeoff_chart(Tradeoff("loss", (*candidates, Candidate(4.05, 1.0, "mine", "chosen"))))
+    assert chart is not None
+    assert {each.label for each in chart.dots} == {"", "at 2.0", "at 8.0", "mine"}
+    assert chart.dots[-1].label == "mine"
+
+
+def test_losses_of_nothing_lie_at_the_bottom_of_powers_of_ten(made_report):
+    report = made_report(4)
+    losses = [
+        LayerLoss(each.weight, "int4", loss) for each, loss in zip(report.entries, (1.0, 1e-3, 0.0, -1e-9), strict=True)
+    ]
+    chart = losses_chart(report, LayerLosses("loss", tuple(losses)))
+    assert chart is not None
+    assert [each.text for each in chart.y_ticks] == ["0.001", "0.01", "0.1", "1"]
+    assert [each.y for each in chart.dots] == [0, 100, 100, 100]
 
 
 def test_findings_of_other_weights_leave_the_section_out(made_report):

@@ -8,8 +8,8 @@ import onnx_ir as ir
 from onnxq.formats import get_format, get_scale_type, pack
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.ranges import Method, find_range, scale_of
-from onnxq.passes.activation_plan import ActivationSite
 from onnxq.passes.edit import Editor
+from onnxq.passes.rounding.plan import ActivationSite
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import has_pair
 from onnxq.statistics.statistics import Statistics

@@ -1,7 +1,4 @@
-"""The step that rounds activations, after all others on the float model and before its weights are solved.
-
-So what weights are calibrated on, and what their errors are measured against, are rounded activations.
-"""
+"""`round_activations`: measure ranges, fold what must be folded, and round."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,10 +7,10 @@ from pathlib import Path
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
 from onnxq.model.save import Staging
-from onnxq.passes.activation_plan import ActivationPlan, plan_activations
 from onnxq.passes.finish import finish
-from onnxq.passes.fold_norms import fold_norms
-from onnxq.passes.quantize_activations import quantize_activations
+from onnxq.passes.rounding.insert import quantize_activations
+from onnxq.passes.rounding.norms import fold_norms
+from onnxq.passes.rounding.plan import ActivationPlan, plan_activations
 from onnxq.passes.step import Context, rewritten
 from onnxq.statistics.cache import load_statistics
 from onnxq.statistics.statistics import Statistics

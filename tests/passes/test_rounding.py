@@ -20,9 +20,9 @@ from onnxq.methods.grid import GridSpec
 from onnxq.methods.ranges import round_to, scale_of
 from onnxq.methods.solve import gptq
 from onnxq.model.load import from_proto
-from onnxq.passes.activation_plan import plan_activations
-from onnxq.passes.fold_norms import fold_norms
 from onnxq.passes.plan import Selection
+from onnxq.passes.rounding import plan_activations
+from onnxq.passes.rounding.norms import fold_norms
 from onnxq.passes.sink import Memory
 from onnxq.recipes import Recipe, parse_recipe
 
@@ -284,6 +284,22 @@ def test_statistics_of_a_file(tmp_path: Path) -> None:
     onnxq.quantize(path, chosen, output=tmp_path / "b.onnx", calibration=data)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     assert "calibrated on 40 samples" in by_file.notes
+
+
+def test_methods_that_look_at_rounded_activations_want_the_data(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(
+        model_of("g (float[n,16] x) => (float[n,8] y) { y = MatMul(x, w) }", w=(16, 8)).SerializeToString()
+    )
+    onnxq.calibrate(path, onnxq.Calibration({"x": images(40, 16)}), output=tmp_path / "all.safetensors")
+    with pytest.raises(UsageError, match="look at rounded activations, which a file of statistics does not know"):
+        onnxq.quantize(
+            path,
+            recipe("{format: int8}", "{format: int4, method: gptq}"),
+            output=tmp_path / "small.onnx",
+            statistics=tmp_path / "all.safetensors",
+        )
+    assert not (tmp_path / "small.onnx").exists()
 
 
 NORM = """

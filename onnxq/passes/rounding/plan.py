@@ -136,7 +136,8 @@ def plan_activations(model: ir.Model, recipe: Recipe, target: Target, selection:
         if value is None:
             continue
         fate = _fate(weight, site, value, asked)
-        group = found.setdefault((value, fate), _Group(value, fate, [], *_channels(weight, site, value), weight.dtype))
+        channels = (0, 0, 0) if isinstance(fate, str) else _channels(weight, site, value)
+        group = found.setdefault((value, fate), _Group(value, fate, [], *channels, weight.dtype))
         group.uses.append((site.node, 1 - site.index))
         if isinstance(fate, ActivationSpec) and _runs_as_integers(weight, site, fate, recipe):
             integer.append((weight, site, fate))
@@ -178,6 +179,8 @@ def _fate(weight: Weight, site: Site, value: ir.Value, asked: _Asked) -> Activat
         return "in a subgraph or function: only values of the main graph are rounded"
     if constant_tensor(trace(value)[0]) is not None:
         return "constant"
+    if is_op(value.producer(), "DequantizeLinear"):
+        return "quantized already"
     if weight.obstacle is not None:
         return f"its weight stays float: {weight.obstacle}"
     if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
@@ -206,6 +209,7 @@ def _runs_as_integers(weight: Weight, site: Site, spec: ActivationSpec, recipe: 
     return (
         is_op(site.node, "Conv")
         and whole
+        and weight.dtype == ir.DataType.FLOAT
         and isinstance(answer, QuantSpec)
         and all(name in _BYTES for name in answer.format)
     )
@@ -218,8 +222,7 @@ def _round_around(
 
     Readers that the recipe leaves alone stay as they are.
     """
-    value = site.node.inputs[0]
-    result = site.node.outputs[0]
+    value, result = site.node.inputs[0], site.node.outputs[0]
     while len(result.uses()) == 1 and not result.is_graph_output():
         (use,) = result.uses()
         if use.idx or not is_op(use.node, *_BEHIND_CONV):

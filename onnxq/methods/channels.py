@@ -1,0 +1,63 @@
+"""Static grids for the channels of keys and values: where a channel lies, and how much of its range is kept."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxq.formats import Format, Integer
+
+Array = NDArray[np.float64]
+
+# Where to clip a Gaussian for the smallest squared error, in standard deviations, by the bits of the integers
+# (Banner et al. 2019, arXiv 1810.05723, ACIQ).
+_CLIP = {2: 1.71, 3: 2.15, 4: 2.55, 5: 2.93, 6: 3.28, 7: 3.61, 8: 3.92}
+
+
+@dataclass(frozen=True)
+class Range:
+    """What calibration saw of channels, [heads, size] each."""
+
+    low: Array
+    high: Array
+    mean: Array
+    deviation: Array
+
+
+def channel_grid(seen: Range, kind: Format, *, centred: bool = True) -> tuple[Array, Array]:
+    """Offset and scale, [heads, size] each: a number becomes (x - offset) / scale in the units of the format.
+
+    Args:
+        seen: Of each channel.
+        kind: Integers are clipped where a Gaussian would be, if that is less than the range; floats keep the range,
+            since their steps near zero do not depend on it.
+        centred: Put the middle of the range at the middle of the format; else the offset is zero.
+    """
+    middle = (seen.low + seen.high) / 2 if centred else np.zeros_like(seen.low)
+    reach = np.maximum(seen.high - middle, middle - seen.low)
+    if not isinstance(kind, Integer):
+        return middle, _positive(reach) / float(np.nanmax(kind.values))
+    # Wherever the middle is, the numbers lie around their mean.
+    clipped = _CLIP[kind.bits] * seen.deviation + np.abs(seen.mean - middle)
+    reach = _positive(np.minimum(reach, clipped))
+    if not centred:
+        return middle, reach / kind.high
+    scale = 2 * reach / (kind.high - kind.low)
+    # The integers reach one further below zero than above.
+    return middle + scale / 2, scale
+
+
+def smoothing(seen: Range) -> tuple[Array, Array]:
+    """Offset and factor, [heads, size] each; (x - offset) / factor has channels that are closer to one size.
+
+    The factor is the square root of the reach, which moves half of the difference between channels out of the way of a
+    scale that they share, as SmoothQuant's exponent of 0.5 does (arXiv 2211.10438).
+    """
+    middle = (seen.low + seen.high) / 2
+    factor = np.sqrt(_positive((seen.high - seen.low) / 2))
+    return middle, factor / factor.mean(axis=1, keepdims=True)
+
+
+def _positive(reach: Array) -> Array:
+    """A channel that never moved is as wide as the widest."""
+    return np.where(reach > 0, reach, max(float(reach.max()), 1.0))
