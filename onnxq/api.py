@@ -1,33 +1,27 @@
 """The calls that the command line and Python programs use."""
 
-import platform
 import re
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import onnx
 
-from onnxq.analysis.execution import execution
 from onnxq.errors import UsageError
 from onnxq.model.form import Form
-from onnxq.model.load import Model, Source, from_proto, guard, load
+from onnxq.model.load import Model, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
-from onnxq.model.versions import package_versions
 from onnxq.passes.calibrate import all_requests, requests
-from onnxq.passes.convert import Conversion, Converted, Progress, convert
-from onnxq.passes.plan import Decision, Plan, Selection, make_plan
-from onnxq.passes.quantize import Result
+from onnxq.passes.convert import Conversion, Progress, convert
+from onnxq.passes.plan import Plan, Selection, make_plan
 from onnxq.passes.record import Recorder
-from onnxq.passes.rounding import ActivationPlan, plan_activations
+from onnxq.passes.rounding import plan_activations
 from onnxq.passes.sink import Memory
-from onnxq.passes.target import Target, check_target
+from onnxq.passes.target import check_target
 from onnxq.recipes import Recipe, load_recipe
-from onnxq.recipes.write import recipe_text
-from onnxq.report import Activation, Entry, Report
+from onnxq.report import Report, compose
 from onnxq.statistics.cache import check_file, collected, save
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.statistics import Statistics
@@ -49,9 +43,7 @@ def plan(
     loaded = model if isinstance(model, Model) else load(model)
     asked = load_recipe(recipe), check_target(target), _selection(include, exclude)
     made, _ = make_plan(loaded.ir, *asked)
-    entries = tuple(_planned(decision) for decision in made)
-    activations = _activations(plan_activations(loaded.ir, *asked))
-    return replace(_report(loaded, None, made, entries, asked[0], started=started), activations=activations)
+    return compose.planned(loaded, made, plan_activations(loaded.ir, *asked), asked[0], started)
 
 
 def quantize(
@@ -130,25 +122,20 @@ def quantize(
             # A copy needs no graph, so it also keeps what the graph library would lose.
             source = guard(model)
             written = staging.commit_copy(source)
-            copied = Plan(asked.recipe.name, asked.target, ())
-            size_bytes = source.size_bytes
-            return _report(source, written, copied, (), asked.recipe, started=started, output_bytes=size_bytes)
+            copied = compose.planned(source, Plan(asked.recipe.name, asked.target, ()), None, asked.recipe, started)
+            return compose.written(copied, written, source.size_bytes)
         recorder = Recorder()
         with recorder.during("read"):
             loaded = load(model)
         done = convert(loaded, asked, staging, staging.scratch, recorder)
         with recorder.during("write"):
             if done.is_changed:
-                _sign(done.model, asked)
+                done.model.ir.metadata_props.update(compose.signature(asked))
                 written = staging.commit(done.model, external=loaded.external or None)
             else:
                 written = staging.commit_copy(loaded)
-    size_bytes = guard(written).size_bytes
-    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
-    made = _report(
-        loaded, written, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size_bytes, notes=notes
-    )
-    return _with_passes(made, done, recorder)
+    report = compose.carried_out(loaded, done, asked, recorder.records, started)
+    return compose.written(report, written, guard(written).size_bytes)
 
 
 def calibrate(
@@ -222,125 +209,13 @@ def quantize_proto(
     with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
         done = convert(loaded, asked, Memory(), Path(folder), recorder)
         if done.is_changed:
-            _sign(done.model, asked)
+            done.model.ir.metadata_props.update(compose.signature(asked))
             result.ParseFromString(Form.of(done.model.ir).tobytes())
         else:
             result.CopyFrom(model)
-    notes = (*_notes(done.model, asked.target), *done.cache.sentences(), *done.calibrated)
-    size = result.ByteSize()
-    made = _report(
-        loaded, None, done.plan, _entries(done), asked.recipe, started=started, output_bytes=size, notes=notes
-    )
-    return result, _with_passes(made, done, recorder)
+    report = compose.carried_out(loaded, done, asked, recorder.records, started)
+    return result, compose.written(report, None, result.ByteSize())
 
 
 def _selection(include: Globs, exclude: Globs) -> Selection:
     return Selection(*((globs,) if isinstance(globs, str) else tuple(globs) for globs in (include, exclude)))
-
-
-def _sign(model: Model, asked: Conversion) -> None:
-    """Put into a model what made it."""
-    model.ir.metadata_props.update(
-        {
-            "onnxq.version": _version(),
-            "onnxq.versions": ", ".join(f"{name} {number}" for name, number in package_versions().items()),
-            "onnxq.target": asked.target,
-            "onnxq.recipe": asked.recipe.model_dump_json(exclude_defaults=True),
-        }
-    )
-
-
-def _entries(done: Converted) -> tuple[Entry, ...]:
-    results = iter(done.results)
-    return tuple(_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
-
-
-def _with_passes(report: Report, done: Converted, recorder: Recorder) -> Report:
-    """The report of what was carried out, with what the passes did beside quantizing weights."""
-    return replace(
-        report,
-        changes=done.changes,
-        activations=_activations(done.activations),
-        passes=tuple(recorder.records),
-    )
-
-
-def _notes(model: Model, target: Target) -> tuple[str, ...]:
-    """How the quantized model runs, for the report."""
-    if target == "standard":
-        return ("for interchange: onnxruntime 1.31 does not load opset 28; --target ort runs there",)
-    return tuple(execution(model).sentences())
-
-
-def _planned(decision: Decision) -> Entry:
-    spec = decision.spec
-    return Entry(
-        weight=decision.weight,
-        op=decision.op,
-        readers=decision.readers,
-        shape=decision.shape,
-        size_bytes=decision.size_bytes,
-        result_bytes=decision.planned_bytes,
-        format=None if spec is None else "|".join(spec.format),
-        spec=None if spec is None else spec.describe(),
-        reason=decision.reason,
-    )
-
-
-def _activations(made: ActivationPlan) -> tuple[Activation, ...]:
-    return tuple(
-        Activation(
-            tensor=each.tensor,
-            op=each.op,
-            readers=each.readers,
-            format=None if each.spec is None else each.spec.format,
-            spec=None if each.spec is None else each.spec.describe(),
-            reason=each.reason,
-        )
-        for each in made.decisions
-    )
-
-
-def _carried_out(decision: Decision, result: Result) -> Entry:
-    entry = _planned(decision)
-    if result.skipped is not None:
-        return replace(entry, result_bytes=result.size_bytes, format=None, spec=None, reason=result.skipped)
-    return replace(
-        entry,
-        result_bytes=result.size_bytes,
-        format=result.format,
-        spec=None if decision.spec is None else decision.spec.describe(result.format),
-        sqnr_db=result.sqnr_db,
-        histogram=result.histogram,
-    )
-
-
-def _report(
-    model: Model | Source,
-    output: Path | None,
-    made: Plan,
-    entries: tuple[Entry, ...],
-    recipe: Recipe,
-    *,
-    started: float,
-    output_bytes: int = 0,
-    notes: tuple[str, ...] = (),
-) -> Report:
-    return Report(
-        model=str(model.path) if model.path else None,
-        output=str(output) if output else None,
-        recipe=made.recipe,
-        target=made.target,
-        entries=entries,
-        model_bytes=model.size_bytes,
-        output_bytes=output_bytes,
-        seconds=time.perf_counter() - started,
-        notes=notes,
-        version=_version(),
-        recipe_text=recipe_text(recipe),
-        versions={"python": platform.python_version(), **package_versions()},
-    )
-
-
-def _version() -> str:
-    return package_versions().get("onnxq", "unknown")

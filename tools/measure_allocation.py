@@ -1,6 +1,6 @@
 """What allocating bits by sensitivity brings on the sample language model: the tables of docs/analysis.md.
 
-    python tools/measure_allocation.py                       # everything: about half an hour on two cores
+    python tools/measure_allocation.py                       # everything: about forty minutes on two cores
     python tools/measure_allocation.py --step 8 --limit 4    # a quick look
     python tools/measure_allocation.py --json allocation.json
 
@@ -11,7 +11,7 @@ Layers are solved and judged on `calibration.npy` of `samples/code_lm`, and what
   counted: the share of the loss that allocation takes back is that of the best single format of as many bits or
   up to a tenth of a bit more;
 - how well the sum of what layers do alone tells the order of random assignments, as Spearman's rank correlation with
-  their loss on the held-out tokens;
+  their loss on every second held-out window, and how well the error of a weight tells what it does;
 - how long a variant takes in one session, and when the model is loaded for it;
 - on how many layers noise on small weights harms more than noise of the same power on large ones.
 """
@@ -118,6 +118,15 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
+def sqnr_as_guide(layers: Layers) -> tuple[float, float]:
+    """The lowest and highest rank correlation, over formats, of the error of a weight with what it does."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for each in layers.effects:
+        pairs.setdefault(each.recipe, []).append((-each.weight_sqnr_db, each.kl))
+    found = [spearman(one) for one in pairs.values()]
+    return min(found), max(found)
+
+
 def speed(lab: Laboratory, variants: int) -> tuple[float, float]:
     """Seconds for a variant on one window of 64 tokens: in one session, and when the model is loaded for each."""
     tokens = np.load(DATA)[:64].astype(np.int64)[None]
@@ -173,9 +182,11 @@ def main() -> None:
         layers = Layers(lab)
         print(f"{lab.trial.runs} variants, {lab.trial.run_seconds / lab.trial.runs:.2f} s each", flush=True)
         found = spread(layers, int(options.bits * layers.elements / 8))
-        pairs = random_assignments(layers, heldout(8 * options.step), options.assignments, options.seed)
+        pairs = random_assignments(layers, heldout(2 * options.step), options.assignments, options.seed)
         order = spearman(pairs)
         print(f"\nSpearman of {len(pairs)} random assignments: {order:.3f}", flush=True)
+        low, high = sqnr_as_guide(layers)
+        print(f"of the errors of weights with their KL, by format: {low:.2f} to {high:.2f}", flush=True)
         swapping, loading = speed(lab, 20)
         print(f"a variant on 64 tokens: {swapping:.3f} s in one session, {loading:.3f} s when loaded", flush=True)
         recipes = {found.best.name: found.recipe} | {name: uniform(name, options.method) for name in UNIFORM}
@@ -197,6 +208,7 @@ def main() -> None:
             "rows": [asdict(row) for row in rows],
             "share": share,
             "spearman": order,
+            "sqnr_spearman": [low, high],
             "assignments": pairs,
             "seconds": {"swapping": swapping, "loading": loading},
             "small_harm_more": [worse, layers_count],

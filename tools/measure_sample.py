@@ -23,9 +23,10 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -98,8 +99,7 @@ def measure(
         exact = plain_bits = 0.0
         for target in targets:
             output = folder / f"{preset}-{target}.onnx"
-            calibration = calibration_for(preset, TEXT, folder / "code_lm.safetensors")
-            report = onnxq.quantize(MODEL, preset, output=output, target=target, calibration=calibration)
+            report = onnxq.quantize(MODEL, preset, output=output, target=target, **_calibrated(preset, TEXT, folder))
             bits = _bits(report)
             head = (preset, target, report.output_bytes, bits)
             if target == "ort-int8" and bits == plain_bits:
@@ -133,8 +133,7 @@ def accuracies(presets: Sequence[str], folder: Path) -> Iterator[tuple[str, list
         row = []
         for name in DIGITS:
             output = folder / f"{name}-{preset}.onnx"
-            calibration = calibration_for(preset, IMAGES, folder / f"{name}.safetensors")
-            onnxq.quantize(_digits(name), preset, output=output, calibration=calibration)
+            onnxq.quantize(_digits(name), preset, output=output, **_calibrated(preset, IMAGES, folder / name))
             row.append(onnxq.evaluate(output, data=TEST).value)
         yield preset, row
 
@@ -147,6 +146,19 @@ def calibration_for(preset: str, data: Path, cache: Path | None = None) -> onnxq
     needs = static or recipe.equalize or any(SOLVERS[method].hessian == "needs" for method in methods)
     # A cache is of one model, and this preset may have one of its own.
     return onnxq.Calibration(data, cache=None if static or recipe.equalize else cache) if needs else None
+
+
+def _calibrated(preset: str, data: Path, folder: Path) -> dict[str, Any]:
+    """What a preset is calibrated on; what it solves layer by layer is kept for the next target."""
+    folder.mkdir(exist_ok=True)
+    calibration = calibration_for(preset, data, folder / "statistics.safetensors")
+    recipe = load_recipe(preset)
+    methods = {rule.weight.method for rule in recipe.rules if rule.weight}
+    if calibration is None or not any(SOLVERS[method].hessian == "needs" for method in methods):
+        return {"calibration": calibration}
+    # Steps on the float model make another one for each target.
+    kept = {} if recipe.equalize or _rounds(preset) else {"resume": folder / f"{preset}-solved"}
+    return {"calibration": replace(calibration, cache=None)} | kept
 
 
 def _rounds(preset: str) -> bool:

@@ -39,6 +39,7 @@ class Execution:
         functions: other nodes of the `onnxq` domain by operator, without those that only prepare scales for another:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
         rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
+        rotated: values that a function rotates (`Hadamard`).
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
@@ -48,6 +49,7 @@ class Execution:
     native: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     rounded: int = 0
+    rotated: int = 0
     dequantized: int = 0
     integer: int = 0
     plain: int = 0
@@ -67,6 +69,8 @@ class Execution:
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
         if self.rounded:
             lines.append(f"{self.rounded} activations rounded by a function in every run")
+        if self.rotated:
+            lines.append(f"{self.rotated} values rotated by a function in every run")
         if self.dequantized:
             lines.append(f"{self.dequantized} weights dequantized to float in every run")
         if self.integer:
@@ -84,6 +88,7 @@ class Execution:
             "native": dict(self.native),
             "functions": dict(self.functions),
             "rounded": self.rounded,
+            "rotated": self.rotated,
             "dequantized": self.dequantized,
             "integer": self.integer,
             "plain": self.plain,
@@ -118,6 +123,8 @@ def execution(
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
             ways["rounded"] += 1
+        elif node.domain == "onnxq" and node.op_type == "Hadamard":
+            ways["rotated"] += 1
         elif node.domain == "onnxq":
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":

@@ -18,7 +18,6 @@ from onnxq.cli.options import (
     provider_list,
     size_in_bytes,
 )
-from onnxq.cli.tables import allocated, layers_shown
 from onnxq.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -176,6 +175,8 @@ def sensitivity(
         plain = {"spikes": [each.to_dict() for each in found]} if isinstance(found, tuple) else found.to_dict()
         show_json({"model": str(model), **plain})
     else:
+        from onnxq.cli.tables import layers_shown
+
         show(*layers_shown(found, worst))
 
 
@@ -233,6 +234,8 @@ def allocate(
     if as_json:
         show_json({"model": str(model), "output": str(output), **found.to_dict()})
     else:
+        from onnxq.cli.tables import allocated
+
         show(*allocated(found, output))
 
 

@@ -10,8 +10,10 @@ from onnxq.formats import Format, Integer
 Array = NDArray[np.float64]
 
 # Where to clip a Gaussian for the smallest squared error, in standard deviations, by the bits of the integers
-# (Banner et al. 2019, arXiv 1810.05723, ACIQ).
-_CLIP = {2: 1.71, 3: 2.15, 4: 2.55, 5: 2.93, 6: 3.28, 7: 3.61, 8: 3.92}
+# (Banner et al. 2019, arXiv 1810.05723, ACIQ). With more bits a step is small and what lies outside costs most, so that
+# the range is widened instead, for what calibration has not seen.
+_CLIP = {2: 1.71, 3: 2.15, 4: 2.55, 5: 2.93}
+_HEADROOM = 1.25
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,20 @@ def channel_grid(seen: Range, kind: Format, *, centred: bool = True) -> tuple[Ar
 
     Args:
         seen: Of each channel.
-        kind: Integers are clipped where a Gaussian would be, if that is less than the range; floats keep the range,
-            since their steps near zero do not depend on it.
+        kind: Integers of few bits are clipped where a Gaussian would be, if that is less than the range; floats keep
+            the range, since their steps near zero do not depend on it.
         centred: Put the middle of the range at the middle of the format; else the offset is zero.
     """
     middle = (seen.low + seen.high) / 2 if centred else np.zeros_like(seen.low)
     reach = np.maximum(seen.high - middle, middle - seen.low)
+    if isinstance(kind, Integer) and kind.bits in _CLIP:
+        # Wherever the middle is, the numbers lie around their mean.
+        reach = np.minimum(reach, _CLIP[kind.bits] * seen.deviation + np.abs(seen.mean - middle))
+    else:
+        reach = reach * _HEADROOM
+    reach = _positive(reach)
     if not isinstance(kind, Integer):
-        return middle, _positive(reach) / float(np.nanmax(kind.values))
-    # Wherever the middle is, the numbers lie around their mean.
-    clipped = _CLIP[kind.bits] * seen.deviation + np.abs(seen.mean - middle)
-    reach = _positive(np.minimum(reach, clipped))
+        return middle, reach / float(np.nanmax(kind.values))
     if not centred:
         return middle, reach / kind.high
     scale = 2 * reach / (kind.high - kind.low)

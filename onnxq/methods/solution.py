@@ -21,6 +21,7 @@ class Solution:
         zero_point: uint8 codes of the shape of `scale`, or None.
         squared_error: Sum over all weights of (decoded - weight)^2.
         squared_norm: Sum over all weights of weight^2.
+        low_rank: Two matrices, float32 [K, r] and [r, C], whose product is added to the decoded weight; or None.
     """
 
     format: Format
@@ -31,6 +32,7 @@ class Solution:
     zero_point: npt.NDArray[np.uint8] | None
     squared_error: float
     squared_norm: float
+    low_rank: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -40,10 +42,15 @@ class Solution:
         return 10 * float(np.log10(max(self.squared_norm, np.finfo(np.float64).tiny) / self.squared_error))
 
     def decode(self) -> npt.NDArray[np.float32]:
-        """The weights that the codes mean, float32 [A, K, C]."""
+        """The weights that the codes mean, float32 [A, K, C]; without what is added to them."""
         values = self.format.decode(self.codes)
         scale = self.scale.astype(np.float32) * (1 if self.tensor_scale is None else self.tensor_scale)
         rows = np.arange(values.shape[1]) // (self.block or max(values.shape[1], 1))
         if self.zero_point is not None:
             values -= self.format.decode(self.zero_point)[:, rows]
         return values * scale[:, rows]
+
+    def weight(self) -> npt.NDArray[np.float32]:
+        """What stands in the place of the weight, float32 [A, K, C]."""
+        decoded = self.decode()
+        return decoded if self.low_rank is None else decoded + self.low_rank[0] @ self.low_rank[1]

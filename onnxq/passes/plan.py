@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from onnxq.formats import Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
+from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.fusion import will_fuse, will_tile
@@ -194,9 +195,19 @@ def _refusal(
     """Why a weight that the recipe wants quantized cannot be, or is better left alone."""
     if weight.size == 0:
         return "empty"
+    if spec.low_rank and not _multiplies_from_the_right(weight):
+        return "low_rank needs products x @ weight: MatMul with a matrix on the right"
     if planned >= weight.size_bytes:
         return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
     return raising(max(version for version, _ in needs(weight, spec, target)))
+
+
+def _multiplies_from_the_right(weight: Weight) -> bool:
+    """All that read a weight are x @ weight."""
+    wanted = ("", "MatMul", 1)
+    return len(weight.shape) == 2 and all(
+        (domain_of(site.node), site.node.op_type, site.index) == wanted for site in weight.sites
+    )
 
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
@@ -254,4 +265,5 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     # There each column has a scale of its own, and each zero point a byte.
     count = max(group.scales, group.matrix[2]) if tiled else group.scales
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
-    return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros
+    beside = math.ceil(spec.low_rank * sum(weight.shape) * weight.dtype.itemsize) if spec.low_rank else 0
+    return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside

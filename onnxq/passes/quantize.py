@@ -17,6 +17,7 @@ from onnxq.methods.histogram import histogram
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
 from onnxq.passes import int8
+from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
 from onnxq.passes.fusion import is_matmul_weight, will_tile
@@ -114,8 +115,9 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         raise ValueError(weight.name)
     counts = histogram(weight.read().reshape(solution.codes.shape), solution)
     text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
+    beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" else None
+    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and not solution.low_rank else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if is_matmul_weight(weight) and not reads_integers(weight):
@@ -129,4 +131,4 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         size_bytes = replace_products(editor, weight, solution, sink, text)
     elif size_bytes is None:
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
-    return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)
+    return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)

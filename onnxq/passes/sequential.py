@@ -173,7 +173,7 @@ class _Parts:
         for number in stage.applied:
             if self._solutions.has(number) and not isinstance(solution := self._solutions.get(number), str):
                 weight = self._work[number].weight
-                found.append((weight.tensor, as_stored(weight, solution.decode())))
+                found.append((weight.tensor, as_stored(weight, solution.weight())))
         return found
 
 

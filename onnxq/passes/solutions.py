@@ -78,6 +78,8 @@ class Solutions:
                 arrays["tensor_scale"] = np.array(solution.tensor_scale)
             if solution.zero_point is not None:
                 arrays["zero_point"] = solution.zero_point
+            if solution.low_rank is not None:
+                arrays["left"], arrays["right"] = solution.low_rank
         path = self._path(number)
         try:
             with path.with_suffix(".part").open("wb") as file:
@@ -110,6 +112,7 @@ class Solutions:
                 arrays.get("zero_point"),
                 float(error),
                 float(norm),
+                (arrays["left"], arrays["right"]) if "left" in arrays else None,
             )
         except Exception as error:  # zipfile, zlib and numpy fail in many ways
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error

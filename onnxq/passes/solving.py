@@ -13,11 +13,11 @@ import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
-from onnxq.methods.correct import aqer
+from onnxq.methods.correct import aqer, low_rank
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec, extremes, largest_of
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import SOLVERS, Solver
+from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.plan import Decision, Plan, grouping
@@ -102,13 +102,20 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
     grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest)
     solver = SOLVERS[spec.method]
 
+    def rounded(array: np.ndarray) -> Solution:
+        found = solver.solve(array, grid, curvature, xp)
+        if spec.low_rank is None:
+            return found
+        h = None if curvature is None else curvature.matrix
+        return replace(found, low_rank=low_rank.factors(array[0] - found.decode()[0], h, spec.low_rank))
+
     def solved(array: np.ndarray) -> Solution:
         if curvature is None:
-            return solver.solve(array, grid, None, xp)
+            return rounded(array)
         if group.matrix[2] != 1:
-            return _aimed(array, curvature, grid, solver, xp)
+            return _aimed(array, curvature, rounded)
         # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, grid, solver, xp))
+        return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
 
     try:
         return solved(array)
@@ -128,15 +135,15 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         return solved(_clamped(array))
 
 
-def _aimed(weight: np.ndarray, curvature: Curvature, grid: GridSpec, solver: Solver, xp: Any) -> Solution:
+def _aimed(weight: np.ndarray, curvature: Curvature, rounded: Callable[[np.ndarray], Solution]) -> Solution:
     """The solution of a weight [1, K, C] that makes up for the errors of its inputs, where they are known."""
     if curvature.correction is None:
-        return solver.solve(weight, grid, curvature, xp)
+        return rounded(weight)
     exact = weight.astype(np.float32)
     # Raises for NaN and Inf, which the correction would spread.
     extremes(exact, None)
-    solution = solver.solve(exact + aqer.SHARE * (curvature.correction @ exact[0]), grid, curvature, xp)
-    error = solution.decode() - exact
+    solution = rounded(exact + aqer.SHARE * (curvature.correction @ exact[0]))
+    error = solution.weight() - exact
     return replace(solution, squared_error=float(np.vdot(error, error)), squared_norm=float(np.vdot(exact, exact)))
 
 

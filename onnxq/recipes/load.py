@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from onnxq.errors import RecipeError, nearest
 from onnxq.recipes.activation import ActivationSpec
+from onnxq.recipes.cache import CachePart, CacheSpec
 from onnxq.recipes.recipe import Match, Recipe, Rule
 from onnxq.recipes.spec import QuantSpec
 from onnxq.recipes.steps import STEPS
@@ -173,6 +174,9 @@ def _keys_at(place: _Place, method: str) -> list[str]:
         "match": Match,
         "weight": QuantSpec,
         "activation": ActivationSpec,
+        "cache": CacheSpec,
+        "key": CachePart,
+        "value": CachePart,
     }
     names = [part for part in place if isinstance(part, str)]
     return list((models[names[-1]] if names else Recipe).model_fields)

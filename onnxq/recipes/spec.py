@@ -27,6 +27,7 @@ class QuantSpec(BaseModel):
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
         method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
+        low_rank: Rank of two float matrices that give back the most of what rounding took; None for none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -37,6 +38,7 @@ class QuantSpec(BaseModel):
     scale: str = "auto"
     symmetric: bool = True
     method: Method = "rtn"
+    low_rank: Annotated[int | None, Field(ge=1, le=1 << 16)] = None
 
     @field_validator("format")
     @classmethod
@@ -84,4 +86,6 @@ class QuantSpec(BaseModel):
             parts.append("zero points")
         if self.method != "rtn":
             parts.append(self.method)
+        if self.low_rank is not None:
+            parts.append(f"rank {self.low_rank} beside it")
         return ", ".join(parts)

@@ -3,7 +3,7 @@ import math
 import pytest
 from rich.console import Console
 
-from onnxq.report import Entry, Report
+from onnxq.report import Activation, Entry, Report
 from onnxq.report.terminal import bits_each, planned, summary
 
 QUANTIZED = Entry(
@@ -53,6 +53,28 @@ def test_the_summary_names_the_worst_weight_the_reasons_and_the_output():
     assert "Left as they are: 1 of 3 weights\n  1  embedding: off" in shown
     assert "Wrote o.onnx: 10 kB, 50% of 20 kB, in 0.5 s" in shown
     assert shown.endswith("note: mind the gap")
+
+
+ACTIVATIONS = (
+    Activation("hidden", "MatMul", ("q", "k"), "uint8", "uint8, one scale, zero points"),
+    Activation("inner", "MatMul", ("down",), "uint8", "uint8, one scale, zero points"),
+    Activation("hidden", "MatMul", ("v",), reason="spike"),
+)
+
+
+def test_activations_are_counted_by_what_becomes_of_them():
+    shown = text(summary(report(QUANTIZED, activations=ACTIVATIONS)))
+    assert "Activations quantized: 2 of 3 (2 uint8, one scale, zero points)" in shown
+    assert "Activations left as they are: 1 of 3\n  1  spike" in shown
+    listed = text(planned(report(QUANTIZED, activations=ACTIVATIONS, output=None)))
+    assert row(listed, "inner") == ["MatMul", "1", "uint8,", "one", "scale,", "zero", "points"]
+    assert row(listed, "hidden") == ["MatMul", "2", "uint8,", "one", "scale,", "zero", "points"]
+
+
+def test_a_conversion_of_activations_alone_wrote_something():
+    shown = text(summary(report(SKIPPED, activations=ACTIVATIONS)))
+    assert "Wrote o.onnx" in shown
+    assert "Nothing was quantized" not in shown
 
 
 def test_a_plan_has_a_row_for_each_weight_and_says_what_would_come_out():

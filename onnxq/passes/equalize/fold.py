@@ -6,13 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import ModelError
-from onnxq.model.constants import apply_views, constant_tensor, trace, undo_views, views
 from onnxq.model.load import Model
 from onnxq.model.opset import raise_to
 from onnxq.model.save import Staging
 from onnxq.model.sites import Site, Weight
-from onnxq.passes.edit import Editor, drop_unused
+from onnxq.passes.constants import constant_array, give_operand, position, store_weight
+from onnxq.passes.edit import Editor
 from onnxq.passes.equalize.labels import Labels
 from onnxq.passes.equalize.places import Place
 from onnxq.passes.equalize.walk import Products
@@ -99,7 +98,10 @@ class Folding:
         for node in {**self._weights, **picks}:
             self._write_weight(node, picks.get(node), staging)
         for (node, index), factors in self._operands.items():
-            _write_operand(node, index, factors, editor, staging)
+            array = constant_array(node.inputs[index]).astype(np.float64)
+            for factor in factors:
+                array = array * factor
+            give_operand(node, index, array, "scaled", editor, staging)
         for place, scales in self._inserted:
             _insert_mul(place, 1 / scales, self._products, editor, staging)
         for place, picked in self._picked:
@@ -111,29 +113,7 @@ class Folding:
         array = self.weight(node)
         if picked is not None:
             array = picked.rows(array, site.layout.reduction)
-            for each in site.chain:
-                each.outputs[0].shape = None
-        dims = _stored_dims(weight, array.shape)
-        _check(array, weight.dtype, f"weight '{weight.name}'")
-        array = undo_views(array, dims, weight.steps)
-        # What a conversion to float32 stands behind is stored in float32 where float16 cannot hold it.
-        stored = array.astype(weight.tensor.dtype.numpy())
-        exact = weight.dtype == weight.tensor.dtype or np.array_equal(stored.astype(np.float32), array)
-        dtype = weight.tensor.dtype if exact else weight.dtype
-        tensor = staging.append(weight.tensor.name or "", dtype, dims, [stored if exact else array])
-        _replace_constant(weight.source, tensor)
-
-
-def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a weight is stored, where operators read it in this one."""
-    if shape == weight.shape:
-        return tuple(weight.tensor.shape.numpy())
-    for operator, numbers in reversed(weight.steps):
-        if operator == "Transpose":
-            shape = tuple(shape[axis] for axis in np.argsort(numbers))
-        elif operator == "Reshape":
-            raise ValueError(weight.name)
-    return shape
+        store_weight(weight, array, staging)
 
 
 def row_factor(weight: Weight, site: Site, values: np.ndarray) -> np.ndarray:
@@ -154,45 +134,6 @@ def _along(axis: int, weight: Weight, values: np.ndarray) -> np.ndarray:
     return values.reshape([-1 if at == axis else 1 for at in range(len(weight.shape))])
 
 
-def _check(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(array.astype(dtype.numpy()).astype(np.float32)).all()
-    if not finite and np.isfinite(array).all():
-        raise ModelError(f"{what} would leave the range of {dtype.name} once it is scaled: leave out this step")
-
-
-def _replace_constant(source: ir.Value, tensor: ir.TensorProtocol) -> None:
-    """Let a constant hold another tensor."""
-    producer = source.producer()
-    if producer is None:
-        source.const_value = tensor
-    else:
-        producer.attributes["value"] = ir.AttrTensor("value", tensor)
-    source.type, source.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
-
-
-def _write_operand(node: ir.Node, index: int, factors: list[np.ndarray], editor: Editor, staging: Staging) -> None:
-    """Give a node a constant of its own, scaled."""
-    value = node.inputs[index]
-    if value is None:
-        raise ValueError(node.name)
-    source, chain = trace(value)
-    tensor = constant_tensor(source)
-    steps = None if tensor is None else views(tensor, chain)
-    if tensor is None or steps is None:
-        raise ValueError(value.name)
-    shown = apply_views(tensor.numpy(), steps)
-    array = shown.astype(np.float64)
-    for factor in factors:
-        array = array * factor
-    dtype = ir.DataType.from_numpy(shown.dtype)
-    _check(array, dtype, f"'{value.name}'")
-    stored = np.ascontiguousarray(array.astype(shown.dtype))
-    new = staging.append(editor.fresh(f"{source.name}_scaled"), dtype, stored.shape, [stored])
-    node.replace_input_with(index, editor.constant(new, source))
-    drop_unused(value)
-
-
 def _readers(place: Place, products: Products) -> list[tuple[ir.Node, int]]:
     """The products of a place that read it directly."""
     rows = {} if place.walk is None else place.walk.rows
@@ -202,7 +143,7 @@ def _readers(place: Place, products: Products) -> list[tuple[ir.Node, int]]:
 def _insert_mul(place: Place, factors: Labels, products: Products, editor: Editor, staging: Staging) -> None:
     """One Mul for all products that read an activation."""
     readers = _readers(place, products)
-    first = min((node for node, _ in readers), key=_position)
+    first = min((node for node, _ in readers), key=position)
     dtype = place.value.dtype or ir.DataType.FLOAT
     shape = (-1,) if place.axis == -1 else (-1, *(1,) * _behind(place, products))
     array = np.ascontiguousarray(factors.astype(dtype.numpy()).reshape(shape))
@@ -225,7 +166,7 @@ def _behind(place: Place, products: Products) -> int:
 def _insert_picks(place: Place, picked: Picked, products: Products, editor: Editor, staging: Staging) -> None:
     """A Gather of the channels that are kept, and sums of those that are merged."""
     readers = [(node, 1 - products[node][1].index) for node in (place.walk.rows if place.walk else ())]
-    first = min((node for node, _ in readers), key=_position)
+    first = min((node for node, _ in readers), key=position)
     # Behind a Mul that was inserted before.
     value = readers[0][0].inputs[readers[0][1]]
 
@@ -248,8 +189,3 @@ def _insert_picks(place: Place, picked: Picked, products: Products, editor: Edit
 def _named(place: Place, what: str) -> ir.Value:
     """What a value made of an activation is called; its shape is left to be found out."""
     return ir.Value(name=f"{place.name}_{what}", type=place.value.type)
-
-
-def _position(node: ir.Node) -> int:
-    graph = node.graph
-    return 0 if graph is None else list(graph).index(node)

@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from onnxq.functions import DOMAIN
 from onnxq.methods.equalize.rotation import Rotation
-from onnxq.model.constants import undo_views
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, drop_unused
-from onnxq.passes.rotation.linear import Linear, constant_array, constant_shape, is_standard
+from onnxq.passes.constants import constant_array, constant_shape, give_operand, position, store_weight
+from onnxq.passes.edit import Editor
+from onnxq.passes.rotation.linear import Linear, is_standard
 from onnxq.passes.rotation.norm import Norm, Operand
 from onnxq.passes.rotation.places import Heads
 from onnxq.passes.rotation.stream import Stream
@@ -115,7 +115,8 @@ class _Writing:
             _turn_columns(added, turns)
         self.weight(linear.weight, made)
         if bias is not None and added is not None:
-            self.operand(*bias, added)
+            if turns.y or turns.norm is not None:
+                self.operand(*bias, added)
         elif added is not None and added.any():
             self._add_bias(linear, added)
         if turns.online is not None and turns.x is not None:
@@ -125,28 +126,12 @@ class _Writing:
             self.online(value, [(linear.node, 0)], turns.x, linear.weight.dtype)
 
     def weight(self, weight: Weight, array: np.ndarray) -> None:
-        """Let a weight hold other numbers, in the type in which operators read it."""
-        dims = _stored_dims(weight, array.shape)
-        stored = undo_views(array.astype(weight.dtype.numpy()), dims, weight.steps)
-        tensor = self._sink.append(weight.tensor.name or "", weight.dtype, dims, [stored])
-        source, producer = weight.source, weight.source.producer()
-        if producer is None:
-            source.const_value = tensor
-        else:
-            producer.attributes["value"] = ir.AttrTensor("value", tensor)
-        source.shape = ir.Shape(dims)
-        for value in (source, *(node.outputs[0] for node in weight.sites[0].chain)):
-            value.type = ir.TensorType(weight.dtype)
-            if array.shape != weight.shape and value is not source:
-                value.shape = None
+        """Let a weight hold other numbers."""
+        store_weight(weight, array, self._sink)
 
     def operand(self, node: ir.Node, at: int, array: np.ndarray) -> None:
         """Give a node another constant in the place of one that it reads."""
-        old = node.inputs[at]
-        if old is None:
-            raise ValueError(node.name)
-        node.replace_input_with(at, self._constant(f"{old.name}_rotated", array, constant_array(old).dtype, old))
-        drop_unused(old)
+        give_operand(node, at, array, "rotated", self._editor, self._sink)
 
     def online(self, value: ir.Value, readers: Sequence[Operand], turn: Rotation, dtype: ir.DataType) -> None:
         """Give readers of a value what an operator makes of it."""
@@ -155,7 +140,7 @@ class _Writing:
             for which, side in (("left", turn.left.T), ("right", turn.right))
         ]
         result = ir.Value(name=f"{value.name}_rotated", type=ir.TensorType(dtype), shape=value.shape)
-        first = min((node for node, _ in readers), key=_position)
+        first = min((node for node, _ in readers), key=position)
         made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
         for node, at in readers:
             node.replace_input_with(at, made)
@@ -200,16 +185,6 @@ class _Writing:
         return self._editor.constant(tensor, owner)
 
 
-def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a weight is stored that operators read in this one; it was not reshaped, if that changes."""
-    if shape == weight.shape:
-        return tuple(weight.tensor.shape.numpy())
-    for operator, numbers in reversed(weight.steps):
-        if operator == "Transpose":
-            shape = tuple(shape[axis] for axis in np.argsort(numbers))
-    return shape
-
-
 def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:
     """The weight of a linear with everything that happens around it, float64 [K, N]."""
     made = linear.weight.read().astype(np.float64)
@@ -241,7 +216,3 @@ def _bias_of(linear: Linear) -> Operand | None:
     node, at = uses[0]
     shape = constant_shape(node.inputs[1 - at])
     return (node, 1 - at) if shape and shape[-1] == linear.weight.shape[1] else None
-
-
-def _position(node: ir.Node) -> int:
-    return 0 if node.graph is None else list(node.graph).index(node)

@@ -3,22 +3,16 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.constants import (
     FLOAT_TYPES,
-    View,
-    apply_views,
     constant_ints,
-    constant_tensor,
-    trace,
-    view_shape,
-    views,
 )
 from onnxq.model.operators import domain_of, is_set
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
+from onnxq.passes.constants import constant_shape
 
 _UNCHANGED = ("Identity", "Dropout")
 
@@ -73,37 +67,10 @@ def is_standard(node: ir.Node | None, *op_types: str) -> bool:
     return node is not None and domain_of(node) == "" and node.op_type in op_types
 
 
-def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of a constant as its reader sees it; None for anything else."""
-    seen = _constant(value)
-    return None if seen is None else view_shape(seen[0].shape.numpy(), seen[1])
-
-
 def is_constant_row(value: ir.Value | None) -> bool:
     """Whether a value is a constant with a number for each channel."""
     shape = constant_shape(value)
     return shape is not None and bool(shape) and shape[-1] > 1
-
-
-def constant_array(value: ir.Value | None) -> np.ndarray:
-    """A constant as its reader sees it.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if (seen := _constant(value)) is None:
-        raise ValueError(value.name if value else value)
-    return apply_views(seen[0].numpy(), seen[1])
-
-
-def _constant(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ...]] | None:
-    if value is None:
-        return None
-    source, chain = trace(value)
-    tensor = constant_tensor(source)
-    steps = None if tensor is None else views(tensor, chain)
-    # A caller may replace the default of an input.
-    return None if tensor is None or steps is None or source.is_graph_input() else (tensor, steps)
 
 
 def keeps_rows(node: ir.Node, shapes: Shapes, width: int) -> bool:

@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from onnxq.model.constants import constant_ints
 from onnxq.model.shapes import Shapes
-from onnxq.passes.rotation.linear import constant_array, constant_shape, is_standard, keeps_rows
+from onnxq.passes.constants import constant_array, constant_shape
+from onnxq.passes.rotation.linear import is_standard, keeps_rows
 
 Operand = tuple[ir.Node, int]
 """A node and the number of an input."""

@@ -12,7 +12,8 @@ import onnx_ir as ir
 from onnxq.model.operators import operator_name
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
-from onnxq.passes.rotation.linear import Linear, constant_shape, is_standard, keeps_rows
+from onnxq.passes.constants import constant_shape
+from onnxq.passes.rotation.linear import Linear, is_standard, keeps_rows
 from onnxq.passes.rotation.norm import FUSED, Form, Kind, Norm, Operand, behind, squares
 
 
@@ -62,7 +63,7 @@ def find_streams(
     tables = {
         weight.sites[0].node: weight
         for weight in weights
-        if len(weight.sites) == 1 and weight.sites[0].embedding and not weight.obstacle and not weight.in_function
+        if len(weight.sites) == 1 and is_standard(weight.sites[0].node, "Gather") and not weight.obstacle
     }
     found, seen = [], set[ir.Value]()
     for node in graph:

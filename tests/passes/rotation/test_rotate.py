@@ -9,7 +9,9 @@ import pytest
 from onnx import numpy_helper
 
 import onnxq
+from onnxq.analysis.execution import execution
 from onnxq.errors import UsageError
+from onnxq.model.load import from_proto
 from onnxq.recipes import parse_recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -90,6 +92,7 @@ def test_products_of_one_width_share_a_rotation(llama):
     assert len(nodes) == 2
     assert nodes[0].input[1:] == nodes[1].input[1:]
     assert [function.name for function in after.functions] == ["Hadamard"]
+    assert execution(from_proto(after)).sentences()[0] == "2 values rotated by a function in every run"
 
 
 def test_weights_stored_as_float16_lose_nothing(llama, largest_change):

@@ -1,0 +1,115 @@
+"""Other numbers for the constants of a model: weights where they stand, operands as constants of their own."""
+
+import numpy as np
+import onnx_ir as ir
+
+from onnxq.errors import ModelError
+from onnxq.model.constants import View, apply_views, constant_tensor, trace, undo_views, view_shape, views
+from onnxq.model.sites import Weight
+from onnxq.passes.edit import Editor, drop_unused
+from onnxq.passes.sink import Sink
+
+
+def store_weight(weight: Weight, array: np.ndarray, sink: Sink) -> None:
+    """Let a weight with one reader hold other numbers.
+
+    Args:
+        weight: Its name stays. What a conversion to float32 stands behind is stored in float32 where float16 cannot
+            hold the numbers.
+        array: As operators read it; of another shape only where the weight is not reshaped on its way.
+        sink: Takes the bytes.
+
+    Raises:
+        ModelError: A number leaves the range of the type in which operators read the weight.
+    """
+    check_range(array, weight.dtype, f"weight '{weight.name}'")
+    dims = _stored_dims(weight, array.shape)
+    exact = undo_views(array.astype(weight.dtype.numpy()), dims, weight.steps)
+    stored = exact.astype(weight.tensor.dtype.numpy())
+    fits = weight.dtype == weight.tensor.dtype or np.array_equal(stored.astype(exact.dtype), exact)
+    dtype = weight.tensor.dtype if fits else weight.dtype
+    tensor = sink.append(weight.tensor.name or "", dtype, dims, [stored if fits else exact])
+    producer = weight.source.producer()
+    if producer is None:
+        weight.source.const_value = tensor
+    else:
+        producer.attributes["value"] = ir.AttrTensor("value", tensor)
+    weight.source.type, weight.source.shape = ir.TensorType(dtype), ir.Shape(dims)
+    for value in (node.outputs[0] for site in weight.sites for node in site.chain):
+        if not fits:
+            value.type = ir.TensorType(dtype)
+        if array.shape != weight.shape:
+            value.shape = None
+
+
+def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a weight is stored, where operators read it in this one."""
+    if shape == weight.shape:
+        return tuple(weight.tensor.shape.numpy())
+    for operator, numbers in reversed(weight.steps):
+        if operator == "Transpose":
+            shape = tuple(shape[axis] for axis in np.argsort(numbers))
+        elif operator == "Reshape":
+            raise ValueError(weight.name)
+    return shape
+
+
+def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a constant as its reader sees it; None for anything else."""
+    seen = _constant(value)
+    return None if seen is None else view_shape(seen[0].shape.numpy(), seen[1])
+
+
+def constant_array(value: ir.Value | None) -> np.ndarray:
+    """A constant as its reader sees it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if (seen := _constant(value)) is None:
+        raise ValueError(value.name if value else value)
+    return apply_views(seen[0].numpy(), seen[1])
+
+
+def _constant(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ...]] | None:
+    if value is None:
+        return None
+    source, chain = trace(value)
+    tensor = constant_tensor(source)
+    steps = None if tensor is None else views(tensor, chain)
+    # A caller may replace the default of an input.
+    return None if tensor is None or steps is None or source.is_graph_input() else (tensor, steps)
+
+
+def give_operand(node: ir.Node, index: int, array: np.ndarray, what: str, editor: Editor, sink: Sink) -> None:
+    """Give a node a constant of its own in the place of one that it reads, of the same type.
+
+    Raises:
+        ModelError: A number leaves the range of that type.
+    """
+    old = node.inputs[index]
+    if old is None:
+        raise ValueError(node.name)
+    source, dtype = trace(old)[0], ir.DataType.from_numpy(constant_array(old).dtype)
+    check_range(array, dtype, f"'{old.name}'")
+    stored = np.ascontiguousarray(array.astype(dtype.numpy()))
+    tensor = sink.append(editor.fresh(f"{source.name}_{what}"), dtype, stored.shape, [stored])
+    node.replace_input_with(index, editor.constant(tensor, source))
+    drop_unused(old)
+
+
+def check_range(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
+    """Refuse numbers that a type cannot hold.
+
+    Raises:
+        ModelError: A finite number would become infinite.
+    """
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(dtype.numpy()).astype(np.float32)).all()
+    if not finite and np.isfinite(array).all():
+        raise ModelError(f"{what} would leave the range of {dtype.name}: leave out this step")
+
+
+def position(node: ir.Node) -> int:
+    """Where a node stands in its graph."""
+    return 0 if node.graph is None else list(node.graph).index(node)
