@@ -53,21 +53,30 @@ def reshaped(labels: Labels, source: Sequence[Dim], target: Sequence[Dim]) -> La
         front = front[1:]
     if not front:
         return labels.reshape(back)
-    known = source[len(source) - common - len(front) : len(source) - common]
-    if not all(isinstance(dim, int) for dim in known):
-        raise Refusal(f"a shape {list(source)} that becomes {list(target)} does not tell where channels go")
-    count = math.prod(dim for dim in known if isinstance(dim, int))
-    taken: list[int] = []
-    for dim in reversed(target[: len(target) - common]):
-        if math.prod(taken) == count:
-            break
-        if not isinstance(dim, int):
-            raise Refusal(f"a shape {list(source)} that becomes {list(target)} does not tell where channels go")
-        taken.insert(0, dim)
-    if math.prod(taken) != count:
-        raise Refusal(f"a shape {list(source)} that becomes {list(target)} does not tell where channels go")
-    sizes = tuple(dim for dim in known if isinstance(dim, int))
-    return np.broadcast_to(labels.reshape(front + back), sizes + back).reshape(tuple(taken) + back)
+    end = len(source) - common
+    # Channels do not depend on the axes before, but some of these can become one axis with those that they depend on.
+    for start in range(end - len(front), -1, -1):
+        known = _sizes(source[start:end])
+        taken = None if known is None else _tail(target[: len(target) - common], math.prod(known))
+        if known is not None and taken is not None:
+            wide = np.broadcast_to(padded(labels.reshape(front + back), len(known + back)), known + back)
+            return wide.reshape(taken + back)
+    raise Refusal(f"a shape {list(source)} that becomes {list(target)} does not tell where channels go")
+
+
+def _sizes(dims: Sequence[Dim]) -> tuple[int, ...] | None:
+    """The dimensions, where all of them are known."""
+    known = tuple(dim for dim in dims if isinstance(dim, int))
+    return known if len(known) == len(dims) else None
+
+
+def _tail(dims: Sequence[Dim], count: int) -> tuple[int, ...] | None:
+    """The last dimensions that together have `count` elements, if there are such."""
+    for length in range(len(dims) + 1):
+        sizes = _sizes(dims[len(dims) - length :])
+        if sizes is None or math.prod(sizes) == count:
+            return sizes
+    return None
 
 
 def _same_unknown(source: Sequence[Dim], target: Sequence[Dim]) -> tuple[Sequence[Dim], Sequence[Dim]]:
