@@ -23,12 +23,14 @@ import numpy as np
 import onnxruntime
 
 import onnxq
+from onnxq.analysis.spikes import skip_rules
 from onnxq.recipes import Recipe, load_recipe, parse_recipe
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 LANGUAGE, DIGITS = SAMPLES / "code_lm", SAMPLES / "digits"
 WINDOW = 256
 _BYTES = "{format: uint8, symmetric: false, range: mse}"
+_WITHOUT_SPIKES = "w8a8 and what onnxq sensitivity --view spikes exempts"
 _FP6 = "[fp6_e2m3, fp6_e3m2]"
 
 # By what the tables call them: rows of the digits models, rows of the language model.
@@ -43,6 +45,7 @@ TEXT: Mapping[str, str] = {
     "W8A8, `absmax`": "weight: {format: int8}, activation: {format: uint8, symmetric: false}",
     "W8A8, `percentile`": "weight: {format: int8}, activation: {format: uint8, symmetric: false, range: percentile}",
     "W8A8, the preset `w8a8`": "w8a8",
+    "W8A8, the preset, inputs with spikes left float": _WITHOUT_SPIKES,
     "W8A8 per token": "weight: {format: int8}, activation: {format: int8, granularity: token}",
     "W6A6 FP, `rtn`, no shift": f"weight: {{format: {_FP6}}}, activation: {{format: fp6_e3m2, range: mse}}",
     "W6A6 FP, the preset `w6a6-fp`": "w6a6-fp",
@@ -51,8 +54,10 @@ TEXT: Mapping[str, str] = {
 }
 
 
-def recipe_of(text: str) -> Recipe:
+def recipe_of(text: str, model: Path, data: onnxq.Calibration) -> Recipe:
     """A preset, or a recipe of one rule."""
+    if text == _WITHOUT_SPIKES:
+        return load_recipe("w8a8").with_rules(*skip_rules(onnxq.spikes(model, data)))
     return parse_recipe(f"rules: [{{{text}}}]") if ":" in text else load_recipe(text)
 
 
@@ -64,7 +69,7 @@ def accuracies(folder: Path) -> Iterator[tuple[str, list[float]]]:
         row = []
         for path in paths:
             output, data = folder / "vision.onnx", onnxq.Calibration(DIGITS / "calibration.npz")
-            onnxq.quantize(path, recipe_of(text), output=output, calibration=data, force=True)
+            onnxq.quantize(path, recipe_of(text, path, data), output=output, calibration=data, force=True)
             row.append(onnxq.evaluate(output, data=DIGITS / "test.npz").value)
         yield name, row
 
@@ -83,7 +88,7 @@ def changes(folder: Path, rows: Mapping[str, str], step: int, samples: int) -> I
         row = []
         for path, before in zip(paths, exact, strict=True):
             output, data = folder / "text.onnx", onnxq.Calibration(LANGUAGE / "calibration.npy", samples=samples)
-            onnxq.quantize(path, recipe_of(text), output=output, calibration=data, force=True)
+            onnxq.quantize(path, recipe_of(text, path, data), output=output, calibration=data, force=True)
             row.append(loss(output) - before)
         yield name, row
 
