@@ -1,12 +1,12 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
 from onnxq.model.load import Model
-from onnxq.model.sites import find_weights
+from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
@@ -18,10 +18,12 @@ from onnxq.passes.rounding import ActivationPlan, round_activations
 from onnxq.passes.rounding.standard import use_standard_pairs
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
+from onnxq.passes.solutions import Solutions
 from onnxq.passes.step import Change, Context
 from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.statistics import Statistics
 
 Progress = Callable[[str, int, int], None]
 """Called with the weight just done, elements done, and elements in all."""
@@ -127,42 +129,24 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         context = replace(context, calibration=asked.calibration)
     with during("round activations"):
         rounded = round_activations(model, context, asked.statistics)
-    model, activations = rounded.model, rounded.plan
+    model = rounded.model
     with during("plan"):
         plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
         cache = plan_cache(model.ir.graph, asked.recipe.cache)
-    statistics, solutions = None, None
     with during("calibrate the cache"):
-        cache_ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
+        ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
+    statistics, solutions = None, None
     if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
         with during("calibrate and solve, layer by layer"):
-            solutions = solve_in_sequence(
-                model,
-                plan,
-                weights,
-                asked.calibration,
-                folder / "solutions" if asked.resume is None else Path(asked.resume),
-                rounded=rounded.exact,
-                non_finite=asked.recipe.non_finite,
-                device=asked.device,
-                threads=asked.threads,
-            )
+            solutions = _in_sequence(model, plan, weights, asked, asked.calibration, rounded.exact, folder)
     else:
-        if asked.statistics is not None and activations.sites and requests(plan, weights, model.ir.graph):
-            raise UsageError(
-                f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
-                "does not know: give the data, --calib DATA"
-            )
         with during("calibrate"):
-            statistics = statistics_for(model, plan, weights, asked.calibration, asked.statistics)
-    calibrated: tuple[str, ...] = ()
-    if solutions is None and (seen := statistics or rounded.ranges or cache_ranges) is not None:
-        calibrated = (_sampled(seen.samples, synthetic=seen.synthetic),)
-    elif asked.calibration is not None:
-        calibrated = _without_statistics(model, asked.calibration, in_sequence=solutions is not None)
+            statistics = _at_once(model, plan, weights, asked, rounds=bool(rounded.plan.sites))
+    calibrated = _calibrated(model, asked, statistics or rounded.ranges or ranges, in_sequence=solutions is not None)
     plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
-    if not (plan.quantized or activations.sites or cache.quantized or any(each.done for each in changes)):
-        return Converted(model, plan, changes, activations, (), calibrated, cache)
+    done = Converted(model, plan, changes, rounded.plan, (), calibrated, cache)
+    if not plan.quantized and not done.is_changed:
+        return done
     with during("solve and pack weights" if solutions is None else "pack weights"):
         results = quantize_weights(
             model.ir,
@@ -178,12 +162,54 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         )
     with during("fuse products, add functions"):
         fuse_products(model.ir)
-        quantize_cache(model.ir, cache, cache_ranges)
-        if activations.sites and plan.target == "standard":
+        quantize_cache(model.ir, cache, ranges)
+        if rounded.plan.sites and plan.target == "standard":
             use_standard_pairs(model.ir)
             finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
         finish(model.ir, plan.opset, plan.ir_version)
-    return Converted(model, plan, changes, activations, tuple(results), calibrated, cache)
+    return replace(done, results=tuple(results))
+
+
+def _in_sequence(
+    model: Model,
+    plan: Plan,
+    weights: Sequence[Weight],
+    asked: Conversion,
+    calibration: Calibration,
+    exact: Mapping[str, str],
+    folder: Path,
+) -> Solutions:
+    """All weights solved, each layer behind the quantized layers before it."""
+    return solve_in_sequence(
+        model,
+        plan,
+        weights,
+        calibration,
+        folder / "solutions" if asked.resume is None else Path(asked.resume),
+        rounded=exact,
+        non_finite=asked.recipe.non_finite,
+        device=asked.device,
+        threads=asked.threads,
+    )
+
+
+def _at_once(
+    model: Model, plan: Plan, weights: Sequence[Weight], asked: Conversion, *, rounds: bool
+) -> Statistics | None:
+    """What the methods want to know about activations, all of it on the float weights."""
+    if asked.statistics is not None and rounds and requests(plan, weights, model.ir.graph):
+        raise UsageError(
+            f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
+            "does not know: give the data, --calib DATA"
+        )
+    return statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+
+
+def _calibrated(model: Model, asked: Conversion, seen: Statistics | None, *, in_sequence: bool) -> tuple[str, ...]:
+    """How the methods came to know about activations."""
+    if not in_sequence and seen is not None:
+        return (_sampled(seen.samples, synthetic=seen.synthetic),)
+    return () if asked.calibration is None else _without_statistics(model, asked.calibration, in_sequence=in_sequence)
 
 
 def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
