@@ -36,3 +36,23 @@ def test_the_table_of_steps_says_what_smooth_takes_back(tmp_path: Path) -> None:
     assert share["channels", "smooth"] > 0.99
     assert share["channels", "aweq"] > 0.99
     assert share["channels", ""] == share["spikes", ""] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("tool", "arguments", "rows"),
+    [
+        ("bench_decode.py", ["--recipes", "fp6", "--context", "8", "--steps", "2", "--rounds", "1"], ["float", "fp6"]),
+        ("bench_cache.py", ["--windows", "1", "--formats", "int8", "--forms", "grouped"], ["grouped", "grouped"]),
+    ],
+)
+def test_the_benchmarks_of_decoding_print_a_row_a_model(
+    tool: str, arguments: list[str], rows: list[str], tmp_path: Path
+) -> None:
+    result = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "tools" / tool), *arguments, "--json", str(result)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")][1:] == rows
+    assert len(json.loads(result.read_text())) == len(rows)
