@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 import types
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,15 @@ import onnxq
 from onnxq import errors
 from onnxq.cli.app import run
 from onnxq.errors import RecipeError
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, get_format
+from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
 from onnxq.recipes import (
     STEPS,
     ActivationSpec,
+    CachePart,
+    CacheSpec,
     Match,
     QuantSpec,
     Recipe,
@@ -82,7 +85,7 @@ def calibrated_presets() -> set[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample_with_cache: Callable[[str], Path]) -> Path:
     """Where the examples of a page run."""
     for name, source in {
         "model.onnx": CODE_LM / "model.onnx",
@@ -90,6 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "classifier.onnx": DIGITS / "vit.onnx",
         "test.npz": DIGITS / "test.npz",
         "calibration.npy": CODE_LM / "calibration.npy",
+        "with_past.onnx": sample_with_cache("plain"),
     }.items():
         shutil.copyfile(source, tmp_path / name)
     np.save(tmp_path / "heldout.npy", np.load(CODE_LM / "heldout.npy")[: WINDOWS * 256])
@@ -151,6 +155,9 @@ def test_recipes_page_has_every_key_and_preset() -> None:
     activation = [cells[0].strip("`") for cells in table(DOCS / "activations.md", "key")]
     assert activation == list(ActivationSpec.model_fields)
     assert sorted(keys) == sorted(field for model in models for field in model.model_fields)
+    cache = [cells[1].strip("`") for cells in table(DOCS / "language_models.md", "part", "key")]
+    assert cache == list(CachePart.model_fields)
+    assert named(table(DOCS / "language_models.md", "part", "key")[0][0]) == list(CacheSpec.model_fields)
     steps = {name: each for name, each in STEPS.items() if issubclass(each, Diagonal)}
     assert {cells[0].strip("`") for cells in table(DOCS / "equalize.md", "method")} == steps.keys()
     fields = {field for each in steps.values() for field in each.model_fields} - {"method"}
@@ -213,11 +220,15 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
         if isinstance(kind, Integer):
             for name in ("QuantizeDequantize<F>Asymmetric", "RowRange<F>"):
                 wanted[name.replace("<F>", operator_suffix(kind))] = name
+        if isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed):
+            for name in ("CacheScale<F>", "CacheQuantize<F>", "CacheDequantize<F>"):
+                wanted[name.replace("<F>", operator_suffix(kind))] = name
     seen = set()
     for function in functions(wanted, opset=20):
         assert function.domain == DOMAIN
-        callees = {"Unpack": "Unpack<b>", "Untile": "Untile<F>"}
-        family = callees.get(function.name[:6]) or wanted[function.name]
+        families = {"Unpack": "Unpack<b>", "Untile": "Untile<F>", "Pack": "Pack<b>", "CacheCodes": "CacheCodes<F>"}
+        helper = next((name for name in families if function.name.startswith(name)), None)
+        family = families[helper] if helper else wanted[function.name]
         seen.add(family)
         inputs, attributes = rows[family]
         assert [value.name for value in function.inputs] == inputs, function.name

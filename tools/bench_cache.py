@@ -76,7 +76,7 @@ class Bench:
             path,
             tokens=SAMPLE / "heldout.npy",
             limit=options.windows,
-            batch=16,
+            batch=32,
             cached=True,
             threads=options.threads,
             providers=["cpu"],

@@ -31,20 +31,19 @@ def channel_grid(seen: Range, kind: Format, *, centred: bool = True) -> tuple[Ar
 
     Args:
         seen: Of each channel.
-        kind: Integers of few bits are clipped where a Gaussian would be, if that is less than the range; floats keep
-            the range, since their steps near zero do not depend on it.
+        kind: Integers of few bits are clipped where a Gaussian would be, on each side where that is inside the
+            range; floats keep the range, since their steps near zero do not depend on it.
         centred: Put the middle of the range at the middle of the format; else the offset is zero.
     """
-    middle = (seen.low + seen.high) / 2 if centred else np.zeros_like(seen.low)
-    reach = np.maximum(seen.high - middle, middle - seen.low)
+    low, high = seen.low, seen.high
     if isinstance(kind, Integer) and kind.bits in _CLIP:
-        # Wherever the middle is, the numbers lie around their mean.
-        reach = np.minimum(reach, _CLIP[kind.bits] * seen.deviation + np.abs(seen.mean - middle))
-    else:
-        reach = reach * _HEADROOM
-    reach = _positive(reach)
+        clip = _CLIP[kind.bits] * seen.deviation
+        low, high = np.maximum(low, seen.mean - clip), np.minimum(high, seen.mean + clip)
+    middle = (low + high) / 2 if centred else np.zeros_like(low)
+    reach = np.maximum(high - middle, middle - low)
     if not isinstance(kind, Integer):
-        return middle, reach / float(np.nanmax(kind.values))
+        return middle, _positive(reach * _HEADROOM) / float(np.nanmax(kind.values))
+    reach = _positive(reach if kind.bits in _CLIP else reach * _HEADROOM)
     if not centred:
         return middle, reach / kind.high
     scale = 2 * reach / (kind.high - kind.low)

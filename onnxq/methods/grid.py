@@ -67,11 +67,13 @@ class Grid:
         if spec.scale_type.rounding == "floor":
             # To the nearest power of two.
             wanted *= np.sqrt(2)
-        zero = np.float32(0) if self.zero_point is None else to_host(self.zero_point)
+        zero_point = None if self.zero_point is None else to_host(self.zero_point)
+        zero = np.float32(0) if zero_point is None else zero_point
         values = self.format.values[np.isfinite(self.format.values)]
         farthest = np.maximum(np.abs(values.min() - zero), np.abs(values.max() - zero))
         stored = _within(_store(wanted, spec), spec.largest / level / farthest.astype(np.float64))
-        return replace(self, stored=stored, scale=stored.astype(np.float32) * np.float32(level))
+        scale = stored.astype(np.float32) * np.float32(level)
+        return replace(self, stored=stored, scale=scale, zero_point=zero_point)
 
     def quantize(self, weight: Floats, scale: Floats, zero_point: Floats | None) -> tuple[Codes, Floats]:
         """Codes and decoded values of weights to which scales and zero points broadcast, in either array module."""

@@ -307,7 +307,8 @@ def test_operators_that_the_library_has_are_native_and_others_stay_functions(mod
 def test_on_cuda_weights_in_tiles_are_native_where_a_gpu_has_kernels(model_of, monkeypatch):
     model = model_of(
         """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
-        g (float[B,64] x) => (float[B,32] z) { y = onnxq.MatMulFP6E3M2Tiled(x, w, s) z = onnxq.MatMulFP6E3M2(y, w, s) }
+        g (float[B,64] x) => (float[B,32] y, float[B,32] z) {
+            y = onnxq.MatMulFP6E3M2Tiled(x, w, s) z = onnxq.MatMulFP6E3M2(x, w, s) }
         <domain: "onnxq", opset_import: ["": 25]>
         MatMulFP6E3M2Tiled (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }
         <domain: "onnxq", opset_import: ["": 25]>

@@ -1,6 +1,6 @@
 """`equalize`: one step of a recipe on all activations of a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,11 +9,15 @@ from onnx_ir.passes.common import ShapeInferencePass
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight
 from onnxq.passes.equalize.fold import Folding
-from onnxq.passes.equalize.formulas import Seen, formula_of
+from onnxq.passes.equalize.formulas import Formula, Seen, formula_of
 from onnxq.passes.equalize.labels import Refusal
-from onnxq.passes.equalize.places import find_places, products_of
+from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.step import Change, Context, rewritten
 from onnxq.recipes import ActivationSpec, QuantSpec
+from onnxq.statistics.statistics import Statistics
+
+# Of answers that are held at a time, in float32: four inputs of 11,008 channels, or sixteen of 4096, with their X'X.
+BUDGET_BYTES = 2 << 30
 
 
 def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Change]]:
@@ -28,6 +32,7 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
         The new model, and what was done at each activation.
 
     Raises:
+        ModelError: A constant would leave the range of its type.
         UsageError, DataError, NonFiniteError, SessionError, OutputError: As `Context.statistics` and `rewritten`.
     """
     # Where channels go in a Reshape is told by shapes, and many exporters leave them out.
@@ -36,28 +41,45 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
     products = products_of(weights, model.ir.graph)
     specs = {each.weight: each.spec for each in plan if each.spec is not None}
     places = find_places(products, _wanted(weights, specs, context), kinds=step.sites, insert=step.insert)
-    formula, changes, name = formula_of(step), [], step.describe()
-    requests = [place.request(*formula.kinds) for place in places if place.walk is not None]
-    if not requests:
-        return model, [Change(name, place.name, reason=place.reason) for place in places]
-    statistics, folding = context.statistics(model, requests, name), Folding(products)
     solved = {node: spec for node, (weight, _) in products.items() if (spec := specs.get(weight.name)) is not None}
-    for place in places:
-        if place.walk is None:
-            changes.append(Change(name, place.name, reason=place.reason))
-            continue
-        try:
-            found = formula.find(step, Seen(place, statistics, folding, solved))
-            if found.picked is None and np.ptp(found.scales) == 0 and found.scales[0] == 1:
-                raise Refusal("its channels need no scales")
-        except Refusal as refusal:
-            changes.append(Change(name, place.name, reason=str(refusal)))
-            continue
-        folding.scale(place, found.scales)
-        if found.picked is not None:
-            folding.pick(place, found.picked)
-        changes.append(Change(name, place.name, done=f"{place.where}{found.words}"))
+    folding, changes = Folding(products), []
+    for group in _grouped(places, formula_of(step)):
+        requests = [place.request(*formula_of(step).kinds) for place in group if place.walk is not None]
+        statistics = context.statistics(model, requests, step.describe()) if requests else Statistics({})
+        changes += [_scaled(place, step, Seen(place, statistics, folding, solved)) for place in group]
     return rewritten(model, folding.write, context.folder), changes
+
+
+def _grouped(places: Sequence[Place], formula: Formula) -> Iterator[list[Place]]:
+    """Places about which answers fit the budget together; each group takes a pass over the data."""
+    group: list[Place] = []
+    size = 0
+    for place in places:
+        needed = 0 if place.walk is None else place.request(*formula.kinds).size_bytes
+        if group and size + needed > BUDGET_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(place)
+        size += needed
+    if group:
+        yield group
+
+
+def _scaled(place: Place, step: Any, seen: Seen) -> Change:
+    """Scale one activation, if it can be and needs it."""
+    name = step.describe()
+    if place.walk is None:
+        return Change(name, place.name, reason=place.reason)
+    try:
+        found = formula_of(step).find(step, seen)
+        if found.picked is None and np.ptp(found.scales) == 0 and found.scales[0] == 1:
+            raise Refusal("its channels need no scales")
+    except Refusal as refusal:
+        return Change(name, place.name, reason=str(refusal))
+    seen.folding.scale(place, found.scales)
+    if found.picked is not None:
+        seen.folding.pick(place, found.picked)
+    return Change(name, place.name, done=f"{place.where}{found.words}")
 
 
 def _wanted(weights: Sequence[Weight], specs: Mapping[str, QuantSpec], context: Context) -> set[str]:

@@ -48,16 +48,7 @@ def round_activations(model: Model, context: Context, file: str | Path | None = 
     planned = plan_activations(model.ir, context.recipe, context.target, context.selection)
     if not planned.sites:
         return Rounded(model, planned, None)
-    wanted, ranges = planned.requests(), None
-    if wanted and context.calibration is None and file is None:
-        raise UsageError(
-            f"recipe '{context.recipe.name}' has static scales of activations, which need data: --calib DATA or "
-            "--calib synthetic; granularity: token needs none"
-        )
-    if wanted:
-        ranges = (
-            context.statistics(model, wanted, "activation") if file is None else load_statistics(file, model, wanted)
-        )
+    ranges = _ranges(model, planned, context, file)
     made: list[ActivationPlan] = []
     exact: dict[str, str] = {}
 
@@ -79,6 +70,7 @@ def round_activations(model: Model, context: Context, file: str | Path | None = 
 
 
 def _ranges(model: Model, planned: ActivationPlan, context: Context, file: str | Path | None) -> Statistics | None:
+    """What static scales come from; None where there are none."""
     wanted = planned.requests()
     if not wanted:
         return None

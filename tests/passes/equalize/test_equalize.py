@@ -196,3 +196,16 @@ def test_float16_weights_that_scales_would_overflow_are_refused(model):
         onnxq.quantize_proto(
             made, parse_recipe("equalize: [{method: smooth, alpha: 1}]"), calibration=onnxq.Calibration(x / 1000)
         )
+
+
+def test_passes_over_the_data_give_the_same_as_one(model, monkeypatch):
+    made = model(FEED_FORWARD, **loudness(model))
+    x = np.random.default_rng(0).standard_normal((64, 40)).astype(np.float32)
+    found = []
+    for budget in (1 << 30, 1):
+        monkeypatch.setattr("onnxq.passes.equalize.apply.BUDGET_BYTES", budget)
+        recipe = parse_recipe("equalize: [{method: awq}]\n" + RULE)
+        quantized, report = onnxq.quantize_proto(made, recipe, calibration=onnxq.Calibration(x))
+        assert sum(each.done is not None for each in report.changes) == 2
+        found.append({name: array.tobytes() for name, array in constants(quantized).items()})
+    assert found[0] == found[1]
