@@ -22,6 +22,7 @@ from onnxq.passes.rotation.fold import Folding
 from onnxq.passes.rotation.linear import Linear, find_linears
 from onnxq.passes.rotation.places import Heads, find_heads, find_products
 from onnxq.passes.rotation.stream import Refused, Stream, find_streams
+from onnxq.passes.rounding.plan import plan_activations
 from onnxq.passes.step import Change, Context, rewritten
 from onnxq.passes.target import FUNCTION_IR_VERSION, FUNCTION_OPSET
 from onnxq.recipes import ActivationSpec, QuantSpec, Rotate
@@ -142,11 +143,12 @@ def roundings(model: Model, context: Context) -> Roundings:
     """How the recipe rounds around each linear; a simple way to round stands for the one that it asks for."""
     plan, weights = context.plan(model)
     specs = {weight.name: each.spec for weight, each in zip(weights, plan, strict=True)}
+    sites = plan_activations(model.ir, context.recipe, context.target, context.selection).sites
+    activations = {node: site.spec for site in sites for node, _ in site.uses}
 
     def rounding(linear: Linear) -> tuple[Rounding, Rounding] | None:
         weight = linear.weight
-        answer = context.recipe.decide_activation(names=weight.names, op=weight.op, role=weight.role, size=weight.size)
-        spec, activation = specs[weight.name], answer if isinstance(answer, ActivationSpec) else None
+        spec, activation = specs[weight.name], activations.get(linear.node)
         if spec is None and activation is None:
             return None
         return (

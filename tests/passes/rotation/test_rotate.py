@@ -195,6 +195,12 @@ def test_what_is_not_quantized_is_not_rotated(llama, data):
     assert "nothing around it is quantized" in {each.reason for each in report.changes}
 
 
+def test_what_the_caller_leaves_out_is_not_rotated(llama, data):
+    asked, proto = recipe("{method: rotate, sites: online}", rule=W4A4), with_outliers(llama())
+    _, report = onnxq.quantize_proto(proto, asked, calibration=Calibration(data), include="b0_wd")
+    assert [each.reason for each in report.changes] == [None, "nothing around it is quantized"]
+
+
 def test_choosing_needs_data(llama):
     with pytest.raises(UsageError, match=r"rotate.*data"):
         onnxq.quantize_proto(llama(), recipe("{method: rotate}", rule=W4A4))
