@@ -135,6 +135,7 @@ class _Parts:
         self._work = work
         self._solutions = solutions
         self._calibration = calibration
+        self._rounds = bool(rounded)
         folder, budget_bytes = room
 
         def kept(name: str) -> Activations:
@@ -147,7 +148,9 @@ class _Parts:
     def run(self, stage: Stage) -> Statistics | None:
         """Run the part of a stage; the statistics of its layers, or None where all of them are solved."""
         wanted = [self._work[at] for at in stage.layers if not self._solutions.has(at)]
-        aimed = merged(each.measured.against_float() for each in wanted if each.measured and each.aims)
+        aimed = merged(
+            each.measured.against_float() for each in wanted if each.measured and each.aims(rounds=self._rounds)
+        )
         requests = [*merged(each.measured.request("hessian") for each in wanted if each.measured), *aimed]
         shelf = Shelf(2 * sum(each.size_bytes for each in requests))
         taps = [answering_tap(at, each, self._opset, shelf) for at, each in enumerate(requests)]

@@ -53,10 +53,10 @@ class Work:
         wanted = SOLVERS[self.spec.method].hessian != "no"
         return self.reading if wanted and self.reading is not None and self.reading.view.groups == 1 else None
 
-    @property
-    def aims(self) -> bool:
-        """Whether its solver makes up for the errors of the layers before."""
-        return SOLVERS[self.spec.method].hessian == "needs"
+    def aims(self, *, rounds: bool) -> bool:
+        """Whether it makes up for the errors of the layers before, with activations that are rounded or not."""
+        coarse = rounds or max(get_format(name).bits for name in self.spec.format) <= aqer.MOST_BITS
+        return coarse and SOLVERS[self.spec.method].hessian == "needs"
 
 
 def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work]:
