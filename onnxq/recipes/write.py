@@ -1,12 +1,11 @@
 """Recipes as YAML files that `load_recipe` reads."""
 
-import secrets
-from contextlib import suppress
 from pathlib import Path
 
 import yaml
 
 from onnxq.errors import OutputError
+from onnxq.model.replacing import replacing
 from onnxq.recipes.recipe import Recipe
 
 
@@ -23,12 +22,8 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
         OutputError: It cannot be written.
     """
     target = Path(path)
-    partial = target.with_name(f".{target.name}.{secrets.token_hex(4)}.partial")
     try:
-        partial.write_text(recipe_text(recipe), "utf-8")
-        partial.replace(target)
+        with replacing(target) as partial:
+            partial.write_text(recipe_text(recipe), "utf-8")
     except OSError as error:
         raise OutputError(f"cannot write the recipe '{target}': {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()

@@ -1,14 +1,12 @@
 """`Report`: what a conversion did to each weight and activation, and why it left others alone."""
 
 import json
-import os
-import secrets
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxq.model.replacing import replacing
 from onnxq.passes.record import PassRecord
 from onnxq.passes.step import Change
 
@@ -150,16 +148,8 @@ class Report:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        with partial.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+    with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
+        file.write(text)
 
 
 def tally(reasons: Sequence[str]) -> dict[str, int]:

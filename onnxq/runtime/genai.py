@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from onnxq.errors import ModelError, OutputError, UsageError
+from onnxq.model.replacing import replacing
 from onnxq.runtime.native import native_library
 
 _CONFIG = "genai_config.json"
@@ -42,9 +43,8 @@ def register_in_folder(folder: str | Path) -> Path:
     options["custom_ops_library"] = copied.name
     try:
         shutil.copyfile(library.path, copied)
-        partial = path.with_suffix(".json.partial")
-        partial.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-        partial.replace(path)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"cannot write in '{folder}': {error.strerror or error}") from error
     return copied

@@ -1,10 +1,7 @@
 """Statistics in one safetensors file, and back, if they belong to the model and the data."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import numpy as np
 from onnxq.errors import DataError, NonFiniteError, OutputError
 from onnxq.model.digest import digest_of, model_digest
 from onnxq.model.load import Model
+from onnxq.model.replacing import replacing
 from onnxq.model.versions import package_versions
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -117,19 +115,13 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
         "versions": json.dumps(package_versions()),
     }
     metadata["content"] = _content(metadata, arrays)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        save_file(arrays, partial, metadata)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(path) as partial:
+            save_file(arrays, partial, metadata)
     except (OSError, SafetensorError) as error:
         raise OutputError(
             f"cannot write the statistics '{path}': {getattr(error, 'strerror', None) or error}"
         ) from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
