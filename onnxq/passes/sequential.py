@@ -136,6 +136,8 @@ class _Parts:
         self._solutions = solutions
         self._calibration = calibration
         self._rounds = bool(rounded)
+        # The float model runs beside only if some layer makes up for the difference.
+        self._aims = any(each.aims(rounds=self._rounds) for each in work)
         folder, budget_bytes = room
 
         def kept(name: str) -> Activations:
@@ -155,7 +157,8 @@ class _Parts:
         shelf = Shelf(2 * sum(each.size_bytes for each in requests))
         taps = [answering_tap(at, each, self._opset, shelf) for at, each in enumerate(requests)]
         floats = {float_name(each.tensor): each.tensor for each in aimed}
-        self._float.run(stage, [*floats.values()])
+        if self._aims:
+            self._float.run(stage, [*floats.values()])
 
         def beside(number: int) -> dict[str, np.ndarray]:
             found = self._float.values(number, [*floats.values()])
