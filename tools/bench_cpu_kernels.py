@@ -118,7 +118,10 @@ def opened(kind: Kind, layers: int, threads: int) -> Any:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", _WIDTH]) for name in ("x0", f"x{layers}")]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, ir_version=13, opset_imports=_OPSETS).SerializeToString()
-    return session(model, providers=["cpu"], threads=threads)
+    options = onnxruntime.SessionOptions()
+    # Threads of a session go on spinning for many milliseconds after a run: on the CPUs that the next session needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return session(model, providers=["cpu"], threads=threads, options=options)
 
 
 def measure(
