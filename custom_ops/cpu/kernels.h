@@ -6,6 +6,15 @@
 
 #include "format.h"
 
+#if defined(_MSC_VER)
+#define ONNXQ_NOINLINE __declspec(noinline)
+#define ONNXQ_INLINE __forceinline
+#else
+#define ONNXQ_NOINLINE __attribute__((noinline))  // loops of their own keep more in registers
+// What those loops are made of. GCC takes out calls of a function that does nothing but prefetch, unless it is inlined early.
+#define ONNXQ_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace onnxq {
 
 // Types of activations, scales and results.

@@ -6,12 +6,6 @@
 // the end of a row may come from the next: nobody looks at their results. `step<false>` never reads beyond the packed
 // bytes; `step<true>` may read kReach bytes from its first on, so that its caller must know that they are there.
 
-#if defined(_MSC_VER)
-#define ONNXQ_NOINLINE __declspec(noinline)
-#else
-#define ONNXQ_NOINLINE __attribute__((noinline))  // loops of their own keep more in registers
-#endif
-
 constexpr int64_t kReach = 64;
 
 constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
