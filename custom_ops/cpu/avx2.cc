@@ -200,7 +200,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   choose(*job.format, [&](auto use) { dequantize_with<typename decltype(use)::type>(job, task); });
 }
 
-constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize};
+constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
 
 }  // namespace
 

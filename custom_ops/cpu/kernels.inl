@@ -8,9 +8,9 @@
 
 constexpr int64_t kReach = 64;
 
-constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
-constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
-constexpr int kTileSteps = 2;     // steps of columns of that buffer
+constexpr int64_t kRun = kRoundedRun;  // rows that pass through registers before their sum is scaled
+constexpr int64_t kTileRun = 64;       // rows that are decoded into a buffer for many rows of activations
+constexpr int kTileSteps = 2;          // steps of columns of that buffer
 constexpr int64_t kWidest = kMaxColumns;  // elements that are dequantized at once
 
 using Vec = Isa::Vec;
@@ -113,7 +113,7 @@ class Ahead {
       : at_(from), end_(from + (width < stride ? width : INT64_MAX / 2)), skip_(stride - width), stride_(stride) {}
 
   // As many bytes as the caller is about to use, at most 192.
-  void next(int64_t bytes) {
+  ONNXQ_INLINE void next(int64_t bytes) {
     if (!at_) return;
     Isa::prefetch(at_);
     if (bytes > 64) Isa::prefetch(at_ + 64);

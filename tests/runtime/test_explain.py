@@ -411,6 +411,7 @@ def test_sentences_and_dict_say_the_same(model_of):
     assert told.to_dict() == {
         "fused": [{"bits": 4, "accuracy_level": 4, "count": 1}],
         "native": {},
+        "native_int8": {},
         "functions": {},
         "rounded": 0,
         "rotated": 0,
