@@ -27,6 +27,7 @@ class Decision:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         role: What it is for.
@@ -38,6 +39,7 @@ class Decision:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     role: Role
@@ -159,6 +161,7 @@ def _decide(
             spec = answer if reason is None else None
     return Decision(
         weight=weight.name,
+        label=weight.label,
         op=weight.op,
         readers=tuple(site.node.name or "" for site in weight.sites),
         role=weight.role,
