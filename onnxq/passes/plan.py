@@ -15,7 +15,7 @@ from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
-from onnxq.recipes import QuantSpec, Recipe, Role
+from onnxq.recipes import Correction, QuantSpec, Recipe, Role
 
 _AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 
@@ -57,6 +57,7 @@ class Plan:
         decisions: One for each weight.
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
+        correct: What is changed around the quantized weights.
     """
 
     recipe: str
@@ -64,6 +65,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     opset: int = 0
     ir_version: int = 0
+    correct: tuple[Correction, ...] = ()
 
     @property
     def quantized(self) -> tuple[Decision, ...]:
@@ -161,7 +163,8 @@ def make_plan(
         for pair in needs(weight, each.spec, target)
     ]
     opset = max((opset for opset, _ in versions), default=0)
-    return Plan(recipe.name, target, decisions, opset, max((each for _, each in versions), default=0)), weights
+    ir_version = max((each for _, each in versions), default=0)
+    return Plan(recipe.name, target, decisions, opset, ir_version, recipe.correct), weights
 
 
 def _decide(
