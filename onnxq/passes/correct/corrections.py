@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from onnxq.formats.base import Floats
-from onnxq.methods.correct import bias, norm
+from onnxq.methods.correct import aqer, bias, norm
 from onnxq.methods.solution import Solution
 from onnxq.model.load import Model
 from onnxq.passes.correct.places import BIAS, NORM, Bias, Norm, find_norms, open_biases
@@ -18,6 +18,7 @@ from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.solving import Work, aimed, as_matrix
 from onnxq.passes.step import Change
 from onnxq.recipes import Correction
+from onnxq.statistics.requests import Key
 from onnxq.statistics.statistics import Statistics
 
 
@@ -132,13 +133,12 @@ class Corrections:
         rounded = _rounded(seen, at)
         if at in made.factors:
             rounded = rounded * made.factors[at][:, None]
-        exact, own = (
-            seen.statistics.channel_mean(name, reading.view)
-            for name in (seen.float_name(reading.tensor), reading.tensor)
-        )
-        import os
-
-        exact = own if os.environ.get("OWN") else exact
+        tensor, view, statistics = reading.tensor, reading.view, seen.statistics
+        float_name = seen.float_name(tensor)
+        own, exact = (statistics.channel_mean(name, view) for name in (tensor, float_name))
+        if Key(tensor, "cross", view.label, float_name) in statistics.answers:
+            # As much of the way as the weight itself goes.
+            exact = own + aqer.SHARE * (exact - own)
         wanted = bias.correction(exact, item.matrix(), rounded, own)
         old = place.tensor.numpy().astype(np.float32)
         new = (old + wanted).astype(place.tensor.dtype.numpy()).astype(np.float32)

@@ -12,7 +12,7 @@ from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.opset import raise_to
 from onnxq.model.sites import Site
 from onnxq.passes.constants import constant_array, constant_shape, give_operand
-from onnxq.passes.edit import Editor, add_behind, take_back
+from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
 from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.equalize.walk import Products, Scaled
@@ -35,13 +35,13 @@ class Bias:
         layer: Number of the weight.
         node: Who adds.
         index: Which input of it is the bias, a constant of its own.
-        added: The node was put there for it.
+        opened: There was none before, and as long as it is zero there need not be one.
     """
 
     layer: int
     node: ir.Node
     index: int
-    added: bool
+    opened: bool
 
     @property
     def tensor(self) -> ir.TensorProtocol:
@@ -54,7 +54,11 @@ class Bias:
     @property
     def words(self) -> str:
         """Where it is, for people."""
-        return "in a new Add" if self.added else f"in the bias of {operator_name(self.node)}"
+        return "in a new Add" if self._is_new_add else f"in the bias of {operator_name(self.node)}"
+
+    @property
+    def _is_new_add(self) -> bool:
+        return self.opened and self.node.op_type == "Add"
 
     def put(self, bias: np.ndarray) -> None:
         """Store other numbers, of the shape of those that stand there."""
@@ -63,9 +67,15 @@ class Bias:
             value.const_value = ir.Tensor(bias.astype(tensor.dtype.numpy()), tensor.dtype, name=tensor.name)
 
     def close(self) -> None:
-        """Take a node away that nothing is added by."""
-        if self.added and not self.tensor.numpy().any():
+        """Take away what was opened and is zero still."""
+        zeros = self.node.inputs[self.index]
+        if not self.opened or zeros is None or self.tensor.numpy().any():
+            return
+        if self._is_new_add:
             take_back(self.node)
+        else:
+            self.node.resize_inputs(self.index)
+            drop_unused(zeros)
 
 
 def open_biases(model: Model, work: Sequence[Work]) -> tuple[dict[int, Bias], list[Change]]:
@@ -98,12 +108,12 @@ def _open(editor: Editor, number: int, item: Work) -> Bias:
         tensor = Memory().append(editor.fresh(f"{weight.source.name}_bias"), weight.dtype, zeros.shape, [zeros])
         made = editor.constant(tensor, weight.source)
         if node.op_type == "MatMul":
-            return Bias(number, add_behind(editor, node.outputs[0], made), 1, added=True)
+            return Bias(number, add_behind(editor, node.outputs[0], made), 1, opened=True)
         node.resize_inputs(3)
         node.replace_input_with(2, made)
-        return Bias(number, node, 2, added=False)
+        return Bias(number, node, 2, opened=True)
     give_operand(place, operand, constant_array(place.inputs[operand]), "corrected", editor, Memory())
-    return Bias(number, place, operand, added=False)
+    return Bias(number, place, operand, opened=False)
 
 
 def _place(site: Site, columns: int) -> tuple[ir.Node, int | None]:
