@@ -117,8 +117,13 @@ class Corrections:
         curvature = curvatures.of(self.work[place.layers[0]].measured, centred=centred)
         if curvature is None:
             raise Refusal("nothing is known about it")
-        weights = [aimed(self.work[at].matrix(), curvature) for at in place.layers]
-        rounded = [_rounded(seen, at) for at in place.layers]
+        weights, rounded = [], []
+        for at in place.layers:
+            weight, made_of_it = aimed(self.work[at].matrix(), curvature), _rounded(seen, at)
+            # Each layer counts by how much of its own output is wrong.
+            size = curvature.error(weight) ** 0.5 or 1.0
+            weights.append(weight / size)
+            rounded.append(made_of_it / size)
         factors = norm.factors(curvature.matrix, weights, rounded)
         before, after = (norm.error(curvature.matrix, weights, rounded, each) for each in (None, factors))
         if not after < before:

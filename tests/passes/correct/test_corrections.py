@@ -176,7 +176,9 @@ def test_a_norm_takes_the_factors_for_all_layers_that_read_it(tmp_path):
     made, report = converted(model, recipe("norm"), cache=tmp_path / "statistics")
     h, exact, rounded = solved_at_once(model)
     gamma = next(array for name, array in constants(made).items() if name.startswith("gamma"))
-    expected = norm.factors(h, exact, rounded)
+    sizes = [np.sqrt(np.einsum("kc,kl,lc->", each, h, each)) for each in exact]
+    shares = [[each / size for each, size in zip(some, sizes, strict=True)] for some in (exact, rounded)]
+    expected = norm.factors(h, *shares)
     assert np.abs(expected - 1).max() > 1e-3
     np.testing.assert_allclose(gamma / constants(model)["gamma"], expected, rtol=1e-3)
     done = {each.place: each.done for each in report.changes}
