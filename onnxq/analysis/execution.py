@@ -18,6 +18,7 @@ from onnxq.runtime.session import INT8_LEVEL
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4
+_PRODUCTS = ("MatMul", "Linear")
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _with_kernels(*, cuda: bool) -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
     if cuda:
         return frozenset() if device.problem() else native_library().cuda_operators
-    return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
+    return frozenset(name for name in native_library().operators if name.startswith(_PRODUCTS))
 
 
 def _rounds(node: ir.Node) -> bool:
@@ -169,6 +170,8 @@ def _rounds(node: ir.Node) -> bool:
 
 def _is_part(node: ir.Node) -> bool:
     """Whether only other onnxq operators read the result, for instance scales that are stored in a format."""
+    if node.op_type.startswith(_PRODUCTS):
+        return False
     users = [use.node for value in node.outputs for use in value.uses()]
     return bool(users) and all(user.domain == "onnxq" for user in users)
 

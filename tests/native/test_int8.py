@@ -1,12 +1,16 @@
 """At accuracy level 4 native matmuls round activations to int8, exactly as numpy does here; by default they do not."""
 
+from pathlib import Path
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import onnxq
 from onnxq.formats import NAMED_FORMATS, Integer
-from onnxq.runtime.native import rounds_activations
+from onnxq.runtime.native import native_library, rounds_activations
+
+DIGITS = Path(__file__).parents[2] / "samples" / "digits"
 
 RUN = 32  # activations of a row that share a scale
 # Formats whose values are bytes times one number, on CPUs that have instructions for it.
@@ -154,3 +158,16 @@ def test_sessions_of_both_kinds_at_once(weight, open_session, assert_close):
         opened = open_session(made.model(), **options)
         expected = multiplied(made, x) if options.get("int8") else made.product(x)
         assert_close(opened.run(None, {"x": x})[0], *expected)
+
+
+def test_a_sample_keeps_its_predictions(tmp_path, monkeypatch):
+    monkeypatch.delenv("ONNXQ_CPU_ISA", raising=False)
+    quantized = tmp_path / "vit.onnx"
+    onnxq.quantize(DIGITS / "vit.onnx", "fp6-e2m3", output=quantized, target="native")
+    exact, rounding = (onnxq.evaluate(quantized, data=DIGITS / "test.npz", accuracy_level=level) for level in (0, 4))
+    products = sum(exact.execution.native.values())
+    assert products > 0
+    assert not exact.execution.native_int8
+    fastest = native_library().instruction_sets[0]
+    assert sum(rounding.execution.native_int8.values()) == (products if fastest in ROUNDING else 0)
+    assert abs(exact.value - rounding.value) < 0.005
