@@ -168,8 +168,9 @@ void round_row(const MatMul& job, int64_t m) {
     const __m512 none = _mm512_fmadd_ps(zero, low, _mm512_mul_ps(zero, high));  // NaN where one is not finite
     const float largest = _mm512_reduce_max_ps(magnitudes);
     const __m512 factor = _mm512_set1_ps(largest >= kSmallest ? 127 / largest : 0);
-    const __m512i front = _mm512_cvtps_epi32(_mm512_mul_ps(low, factor));
-    const __m512i back = _mm512_cvtps_epi32(_mm512_mul_ps(high, factor));
+    const __mmask16 finite = _mm512_cmp_ps_mask(none, none, _CMP_ORD_Q);
+    const __m512i front = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, low, factor));
+    const __m512i back = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, high, factor));
     const int64_t at = m * runs + run;
     __m128i* to = reinterpret_cast<__m128i*>(job.rounded.values + at * kRoundedRun);
     _mm_storeu_si128(to, _mm512_cvtsepi32_epi8(front));
