@@ -15,9 +15,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
-import onnx
 from bench_quantize import measure
+
+from onnxq.model.load import guard
 
 _COPY = "copy.partial"
 
@@ -37,9 +39,7 @@ def copy_seconds(files: list[Path], folder: Path) -> float:
 
 def data_files(model: Path) -> list[Path]:
     """The model and the files of its external data."""
-    tensors = onnx.load(model, load_external_data=False).graph.initializer
-    places = {entry.value for tensor in tensors for entry in tensor.external_data if entry.key == "location"}
-    return [model, *(model.parent / place for place in sorted(places))]
+    return [model, *(file.path for file in guard(model).data.values())]
 
 
 def main() -> None:
@@ -52,7 +52,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     files = data_files(options.model)
-    found: dict[str, float] = {"bytes": sum(file.stat().st_size for file in files), "processors": os.cpu_count() or 1}
+    found: dict[str, Any] = {"recipe": f"the preset `{options.recipe}`"}
+    found |= {"bytes": sum(file.stat().st_size for file in files), "processors": os.cpu_count() or 1}
     found["copy_seconds"] = copy_seconds(files, options.output.parent)
     print(f"{found['bytes'] / 1e9:.2f} GB copied in {found['copy_seconds']:.1f} s", flush=True)
     command = ["quantize", str(options.model), "-o", str(options.output), "--force"]

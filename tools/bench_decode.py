@@ -164,9 +164,7 @@ def profiled(
 ) -> None:
     """Where the time of each row goes."""
     measured = {(row["model"], row["batch"], row["context"]): row["milliseconds"] for row in rows}
-    print(
-        "| model | batch | context | matmul | attention | rest | gaps | outside (us) |\n|---|---|---|---|---|---|---|---|"
-    )
+    print("| model | batch | context | matmul | attention | rest | gaps | outside (us) |\n" + "|---" * 8 + "|")
     for batch, context in cases:
         for each in decoders:
             each.begin(batch, context, options.steps, like=decoders[0])

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.errors import DataError, SessionError, UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.runtime.cache import carried
 from onnxq.runtime.generate import Generator, generate
 from onnxq.runtime.inputs import Input
