@@ -2,7 +2,7 @@
 
     python tools/bench_decode.py                                # the sample model, on one thread
     python tools/bench_decode.py model.onnx --recipes fp6,int4 --batch 1,8,32 --context 512,4096 --json decode.json
-    python tools/bench_decode.py model.onnx --providers cuda --cuda-graph --ort-int4 --profile --folder models
+    python tools/bench_decode.py model.onnx --providers cuda --cuda-graph --ort-int4 --profile 1,32 --folder models
 
 A step reads one token a sequence behind a cache of so many tokens (what a step costs does not depend on them). All
 models are opened first, and take turns round by round, so that whatever else the machine does meets all of them; the
@@ -112,7 +112,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--accuracy-level", type=int, help="of onnxruntime's own low-bit kernels")
     parser.add_argument("--cuda-graph", action="store_true")
-    parser.add_argument("--profile", action="store_true", help="say where the time of a step goes; CUDA and PyTorch")
+    parser.add_argument("--profile", default="", help="batches for which to say where time goes; CUDA and PyTorch")
     parser.add_argument("--folder", type=Path, help="where models are made, and found again; else a temporary one")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
@@ -156,7 +156,8 @@ def main() -> None:
             keep("rows", [asdict(row) for row in rows])
         if options.profile:
             # Last: CUPTI stays with the process and takes time of its own.
-            profiled(decoders, cases, found["rows"], options, keep)
+            batches = [int(batch) for batch in options.profile.split(",")]
+            profiled(decoders, [case for case in cases if case[0] in batches], found["rows"], options, keep)
 
 
 def profiled(

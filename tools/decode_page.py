@@ -15,7 +15,7 @@ One token a sequence in decoders of the shapes of LLaMA 3 8B and LLaMA 3.2 1B wi
 [random weights](../samples/shapes/README.md) and a cache of so many tokens, all float16, attention by onnxruntime's
 `GroupQueryAttention`. {date}, {device}, onnxruntime {onnxruntime}, steps replayed as CUDA graphs. The models of a table
 are open in one process and take turns: `python tools/bench_decode.py MODEL --recipes fp6,fp6-e3m2,fp4,int4 --ort-int4
---head --providers cuda --cuda-graph --batch 1,8,32 --context 512,4096 --profile`. The median of {steps} steps in the
+--head --providers cuda --cuda-graph --batch 1,8,32 --context 512,4096 --profile 1,32`. The median of {steps} steps in the
 fastest of {rounds} rounds; feeding a step and waiting for it are part of it, sampling is not.
 
 onnxruntime's int4 is `MatMulNBits` as its quantizer makes it (symmetric, blocks of 32), and the same file with the

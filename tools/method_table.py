@@ -58,7 +58,14 @@ COLUMNS = {
     "gptq, float statistics": ("gptq", False, "float"),
     "gptq": ("gptq", False, "sequential"),
     "gptq, all formats": ("gptq", True, "sequential"),
+    "erq": ("erq", False, "sequential"),
+    "rtn + bias": ("rtn", False, "sequential"),
+    "gptq + bias": ("gptq", False, "sequential"),
+    "gptq + norm": ("gptq", False, "sequential"),
+    "gptq, float statistics + norm": ("gptq", False, "float"),
 }
+# What a recipe corrects behind its method.
+CORRECTIONS = ("bias", "norm")
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,8 @@ def recipe_of(row: str, column: str) -> Recipe | None:
         if narrow is None:
             return None
         spec = spec.replace(narrow, ALL_OF_WIDTH[narrow])
-    return parse_recipe(f"rules:\n- weight: {{{spec}, method: {method}}}")
+    correct = [each for each in CORRECTIONS if column.endswith(f" + {each}")]
+    return parse_recipe(f"correct: {correct}\nrules:\n- weight: {{{spec}, method: {method}}}")
 
 
 def measure(rows: Sequence[str], columns: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Cell]:

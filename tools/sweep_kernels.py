@@ -2,14 +2,15 @@
 
 python tools/sweep_kernels.py OUT.json fp6_e3m2:4096x4096:8,16 int4/128:28672x8192:16 [--most 60] [--seconds 300]
 
-A product is format[/group]:NxK:M[,M...].
+A product is format[/group]:NxK:M[,M...]. In a model most products follow another kernel, so that they cannot start
+early; `--between` puts one before each product.
 """
 
 import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -35,7 +36,11 @@ def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
         strips = {-(-N * split // 16 // (MULTIPROCESSORS * waves)) for waves in (1, 2)} | {2, 4}
         for wr in sorted({each // rw for each in strips if each % rw == 0}):
             blocks, deep = -(-N // (16 * rw * wr)) * split, -(-K // 128 // wk // split)
-            if not (8 if rw == 1 else 4) <= wr * wk <= 16 or deep < 2 or not 100 <= blocks <= (1800 if split == 1 else 300):
+            if (
+                not (8 if rw == 1 else 4) <= wr * wk <= 16
+                or deep < 2
+                or not 100 <= blocks <= (1800 if split == 1 else 300)
+            ):
                 continue
             made = partial(Stream, nt, rw, wr, wk, split=split, x_rows=min(M, 8 * nt))
             one = made(stages=40).shared_bytes(operand) // 40
@@ -96,10 +101,13 @@ def parsed(text: str) -> list[tuple[Operand, int, int, int]]:
     kind, shape, rows = text.split(":")
     fmt, _, group = kind.partition("/")
     N, K = (int(each) for each in shape.split("x"))
-    return [(Operand(fmt, group=int(group or 0)), N, K, int(M)) for M in rows.split(",")]
+    operand = Operand(fmt, group=int(group or 0), zero=fmt.startswith("uint"))
+    return [(operand, N, K, int(M)) for M in rows.split(",")]
 
 
-def timed(weight: Product, M: int, configurations: list[Configuration], until: float) -> dict[str, object]:
+def timed(
+    weight: Product, M: int, configurations: list[Configuration], until: float, *, between: bool
+) -> dict[str, object]:
     """Check and time the candidates for a product, print the fastest."""
     operand, N, K = weight.operand, weight.N, weight.K
     x = weight.activations(M)
@@ -107,13 +115,26 @@ def timed(weight: Product, M: int, configurations: list[Configuration], until: f
     reference = x.double() @ weight.dense()
     count = calls_for(max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14), weight.copies)
     rows = []
+    source = torch.empty_like(x)
+
+    def other(_: int) -> None:
+        torch.mul(source, 1.0, out=x)
+
+    source.copy_(x)
+    seconds_of_other = seconds_each(other, count, weight.copies, 5, _WARM_SECONDS) if between else 0.0
     for configuration in configurations:
         if time.monotonic() > until:
             break
         run = partial(weight.run, configuration, x, y)
+
+        def both(copy: int, run: Callable[[int], None] = run) -> None:
+            other(copy)
+            run(copy)
+
         try:
             error = weight.error(configuration, x, reference)
-            seconds = seconds_each(run, count, weight.copies, 5, _WARM_SECONDS)
+            call = both if between else run
+            seconds = seconds_each(call, count, weight.copies, 5, _WARM_SECONDS) - seconds_of_other
         except Exception as problem:  # noqa: BLE001 as above
             if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
                 print(configuration, problem)
@@ -139,6 +160,7 @@ def main() -> None:
     parser.add_argument("products", nargs="+", type=parsed, metavar="PRODUCT")
     parser.add_argument("--most", type=int, default=10**6, help="try so many candidates of a product, picked at random")
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; products share the time evenly")
+    parser.add_argument("--between", action="store_true", help="another kernel before each product")
     arguments = parser.parse_args()
     began = time.monotonic()
     products = [each for listed in arguments.products for each in listed]
@@ -155,7 +177,7 @@ def main() -> None:
             weight = Product(operand, N, K)
         now = time.monotonic()
         share = (began + arguments.seconds - now) / (len(products) - at)
-        results.append(timed(weight, M, listed, now + share))
+        results.append(timed(weight, M, listed, now + share, between=arguments.between))
         arguments.out.write_text(json.dumps(results))
 
 

@@ -8,7 +8,7 @@ from onnxq.errors import UsageError
 from onnxq.formats import SCALE_TYPES, Integer, get_format, get_scale_type
 
 Granularity = Literal["tensor", "channel", "group"]
-Method = Literal["rtn", "clip", "search", "hqq", "gptq"]
+Method = Literal["rtn", "clip", "search", "hqq", "gptq", "erq"]
 
 
 def as_list(value: object) -> object:
@@ -26,7 +26,7 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
-        method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
+        method: How codes are found: `rtn`, `clip`, `search`, `hqq`, `gptq` or `erq` (docs/recipes.md).
         low_rank: Rank of two float matrices that give back the most of what rounding took; None for none.
     """
 

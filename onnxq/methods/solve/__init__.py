@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import clip, gptq, hqq, rtn
+from onnxq.methods.solve import clip, erq, gptq, hqq, rtn
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,15 @@ def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None, _xp: 
     return hqq.solve(weight, spec)
 
 
+def _erq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
+    return clip.solve(weight, spec, xp=xp) if curvature is None else erq.solve(weight, spec, curvature, xp=xp)
+
+
 SOLVERS: Mapping[str, Solver] = {
     "rtn": Solver(_rtn, "no", "round to nearest, the scale from the largest magnitude"),
     "clip": Solver(_clip, "uses", "shrink each group's range to where its error is smallest, then round"),
     "search": Solver(_search, "uses", "LLM-FP4: format and exponent bias with the smallest error, then round"),
     "hqq": Solver(_hqq, "no", "HQQ: zero points that keep large errors few, then round; integers with zero points"),
     "gptq": Solver(_gptq, "needs", "GPTQ: round in turn, later channels make up for the error of earlier ones"),
+    "erq": Solver(_erq, "needs", "ERQ: round half of what is left, flip, the other half makes up for the error"),
 }
