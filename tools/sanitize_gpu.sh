@@ -1,21 +1,34 @@
 #!/usr/bin/env bash
-# Runs the tests of the GPU kernels under compute-sanitizer: out-of-bounds and misaligned accesses, then races in shared memory.
+# Runs tests of the GPU kernels under compute-sanitizer: out-of-bounds and misaligned accesses, then races in shared memory.
 #
-#     tools/sanitize_gpu.sh [pytest arguments]      (by default: all tests marked gpu)
+#     tools/sanitize_gpu.sh [pytest arguments]      (by default: all tests of the kernels)
 #
-# Needs an H100 or H200, CUDA's compute-sanitizer, and an environment with onnxq's gpu and test extras. Takes minutes on the
-# PROCESSES (15) that share the tests. Only onnxq's own kernels are watched: what PyTorch, CuPy and onnxruntime launch takes its
-# normal time.
+# Needs an H100 or H200, CUDA's compute-sanitizer, and an environment with onnxq's gpu and test extras. PROCESSES (8) share the
+# tests, each under a compute-sanitizer of its own: one over 15 workers of pytest-xdist broke down. Only onnxq's kernels are watched:
+# what CuPy and onnxruntime launch takes its normal time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-processes=${PROCESSES:-15}
-run=(python3 -m pytest -q -p no:cacheprovider -m gpu -n "$processes" --maxprocesses "$processes" "${@:-tests/runtime}")
-own=()
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+run=(python3 -m pytest -q -p no:cacheprovider -m gpu -n 0)
+watched=()
 for kernel in matmul_stream matmul_tile split_float32 sum_pieces; do
-  own+=(--kernel-name "kernel_substring=$kernel")
+  watched+=(--kernel-name "kernel_substring=$kernel")
 done
-"${run[@]}" # compiles the kernels
+"${run[@]}" --collect-only "${@:-tests/runtime/cuda/test_kernels.py}" | grep :: >"$folder/tests"
+split -n "r/${PROCESSES:-8}" "$folder/tests" "$folder/part."
+failed=0
 for tool in memcheck racecheck; do
-  compute-sanitizer --tool "$tool" "${own[@]}" --error-exitcode 9 "${run[@]}"
+  running=() port=49152
+  for part in "$folder"/part.??; do
+    compute-sanitizer --tool "$tool" --port "$port" "${watched[@]}" --error-exitcode 9 "${run[@]}" "@$part" >"$part.$tool" 2>&1 &
+    running+=($!)
+    port=$((port + 16))
+  done
+  for job in "${running[@]}"; do
+    wait "$job" || failed=1
+  done
+  cat "$folder"/part.*."$tool"
 done
+exit "$failed"
