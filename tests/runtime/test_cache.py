@@ -5,7 +5,7 @@ import onnx
 import pytest
 
 from onnxq.errors import DataError, UsageError
-from onnxq.runtime.cache import carried
+from onnxq.runtime.cache import Cache, carried
 from onnxq.runtime.generate import Generator, generate
 from onnxq.runtime.inputs import Input
 from onnxq.runtime.scoring import CachedScorer, WholeScorer
@@ -71,6 +71,16 @@ def test_a_cache_in_place_does_not_grow_and_another_grows_by_one_token(scorers):
             scorer.scores([sequence])
             found.append(scorer.cache_bytes // bytes_a_token)
         assert tuple(found) == expected
+
+
+def test_a_cache_may_write_into_the_buffers_of_another(sample_with_cache):
+    with Generator(sample_with_cache("grouped"), TOKENIZER, threads=1) as generator:
+        opened, tensors = generator._session, generator._cache
+        first = Cache(opened, tensors, 1, tokens=4, in_place=True)
+        second = Cache(opened, tensors, 1, tokens=4, in_place=True, shared_with=first)
+        second.run("logits", {"input_ids": np.array([[5]]), "attention_mask": np.array([[1]])})
+        filled = [value.numpy()[0, :, :, 0].any(axis=0).tolist() for value in first.values]
+    assert filled == [[True, False, False, False]] * len(tensors)
 
 
 @pytest.mark.parametrize("form", FORMS)
