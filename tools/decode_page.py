@@ -15,8 +15,8 @@ One token a sequence in decoders of the shapes of LLaMA 3 8B and LLaMA 3.2 1B wi
 [random weights](../samples/shapes/README.md) and a cache of so many tokens, all float16, attention by onnxruntime's
 `GroupQueryAttention`. {date}, {device}, onnxruntime {onnxruntime}, steps replayed as CUDA graphs. The models of a table
 are open in one process and take turns: `python tools/bench_decode.py MODEL --recipes fp6,fp6-e3m2,fp4,int4 --ort-int4
---head --providers cuda --cuda-graph --batch 1,8,32 --context 512,4096 --profile 1,32`. The median of {steps} steps in the
-fastest of {rounds} rounds; feeding a step and waiting for it are part of it, sampling is not.
+--head --providers cuda --cuda-graph --batch 1,8,32 --context 512,4096 --steps {steps} --rounds {rounds} --profile
+1,32`. The median step of the fastest round counts; feeding a step and waiting for it are part of it, sampling is not.
 
 onnxruntime's int4 is `MatMulNBits` as its quantizer makes it (symmetric, blocks of 32), and the same file with the
 session's option `ep.cuda.fpa_intb_gemm`. The output head of the 8B shape is quantized in all but the float16 model;
@@ -24,8 +24,8 @@ that of the 1B shape, which is its embedding, in none. Of weights as Gaussian as
 
 A cell: milliseconds a step (tokens a second; times as fast as float16).
 """
-MEMORY = """Files, memory on the GPU after a first step with an empty cache, and seconds to open the model, with all
-kernels still to be compiled:
+MEMORY = """Files, memory on the GPU after a first step with an empty cache, and seconds to open the model from the page
+cache. Kernels that are compiled for the first time add a few seconds, here to the 1B shape, which was opened first:
 """
 PROFILE = """Where a step goes, in microseconds, as CUPTI records it, which takes some time of its own: products with
 weights, attention (with rotation and cache), all other kernels, gaps between kernels, and the rest of the step.
