@@ -3,7 +3,7 @@
 #
 #     tools/sanitize_gpu.sh [pytest arguments]      (by default: all tests of the kernels)
 #
-# Needs an H100 or H200, CUDA's compute-sanitizer, and an environment with onnxq's gpu and test extras. PROCESSES (8) share the
+# Needs an H100 or H200, CUDA's compute-sanitizer, and an environment with onnxq's gpu and test extras. PROCESSES (4) share the
 # tests, each under a compute-sanitizer of its own: one over 15 workers of pytest-xdist broke down. Only onnxq's kernels are watched:
 # what CuPy and onnxruntime launch takes its normal time.
 set -euo pipefail
@@ -17,7 +17,7 @@ for kernel in matmul_stream matmul_tile split_float32 sum_pieces; do
   watched+=(--kernel-name "kernel_substring=$kernel")
 done
 "${run[@]}" --collect-only "${@:-tests/runtime/cuda/test_kernels.py}" | grep :: >"$folder/tests"
-split -n "r/${PROCESSES:-8}" "$folder/tests" "$folder/part."
+split -n "r/${PROCESSES:-4}" "$folder/tests" "$folder/part."
 failed=0
 for tool in memcheck racecheck; do
   running=() port=49152
