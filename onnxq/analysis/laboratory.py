@@ -14,7 +14,8 @@ from onnxq.methods.solve import SOLVERS
 from onnxq.model.load import Model, load
 from onnxq.model.sites import Weight
 from onnxq.passes.candidates import solve_each, statistics_of
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Plan, make_plan
+from onnxq.passes.selection import Selection
 from onnxq.recipes import Recipe, Role
 from onnxq.recipes.rungs import rung
 from onnxq.recipes.spec import Method

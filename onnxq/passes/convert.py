@@ -12,12 +12,13 @@ from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.layers import Layers, Solving
-from onnxq.passes.plan import Decision, Plan, Selection, make_plan
+from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import ActivationPlan, round_activations
 from onnxq.passes.rounding.standard import use_standard_pairs
+from onnxq.passes.selection import Selection
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
@@ -85,7 +86,7 @@ class Converted:
     Attributes:
         model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
         plan: What was decided about each weight.
-        changes: What the steps did before the weights were quantized.
+        changes: What the steps did before the weights were quantized, and what was corrected afterwards.
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
@@ -193,9 +194,7 @@ def _solved(
             model, plan, weights, asked.calibration, kept, corrections=corrections, rounded=exact, **how
         )
     else:
-        layers = Layers(
-            corrections.work, Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how
-        )
+        layers = Layers(Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how)
         layers.finish(range(len(corrections.work)), statistics)
         solutions = layers.solutions
     corrections.apply()
