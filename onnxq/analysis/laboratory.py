@@ -35,6 +35,7 @@ class Effect:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         role: What it is for.
@@ -51,6 +52,7 @@ class Effect:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     role: Role
@@ -113,6 +115,7 @@ class Laboratory:
                 found = self.trial.judge([(weight, solution.decode())])
                 effect = Effect(
                     weight=decision.weight,
+                    label=decision.label,
                     op=decision.op,
                     readers=decision.readers,
                     role=decision.role,

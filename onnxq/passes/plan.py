@@ -27,6 +27,7 @@ class Decision:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         role: What it is for.
@@ -38,6 +39,7 @@ class Decision:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     role: Role
@@ -58,8 +60,8 @@ class Plan:
         decisions: One for each weight.
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
-        correct: What is changed around the quantized weights.
         unmatched: What patterns of the recipe and the caller match no weight, in sentences.
+        correct: What is changed around the quantized weights.
     """
 
     recipe: str
@@ -67,8 +69,8 @@ class Plan:
     decisions: tuple[Decision, ...]
     opset: int = 0
     ir_version: int = 0
-    correct: tuple[Correction, ...] = ()
     unmatched: tuple[str, ...] = ()
+    correct: tuple[Correction, ...] = ()
 
     @property
     def quantized(self) -> tuple[Decision, ...]:
@@ -144,7 +146,7 @@ def make_plan(
     ]
     opset, ir_version = (max((pair[at] for pair in versions), default=0) for at in (0, 1))
     slips = tuple(unmatched(weights, recipe, selection))
-    return Plan(recipe.name, target, decisions, opset, ir_version, recipe.correct, slips), weights
+    return Plan(recipe.name, target, decisions, opset, ir_version, slips, recipe.correct), weights
 
 
 def _decide(
@@ -161,6 +163,7 @@ def _decide(
             spec = answer if reason is None else None
     return Decision(
         weight=weight.name,
+        label=weight.label,
         op=weight.op,
         readers=tuple(site.node.name or "" for site in weight.sites),
         role=weight.role,

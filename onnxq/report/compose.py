@@ -82,6 +82,7 @@ def _planned(decision: Decision) -> Entry:
     spec = decision.spec
     return Entry(
         weight=decision.weight,
+        label=decision.label,
         op=decision.op,
         readers=decision.readers,
         shape=decision.shape,

@@ -16,6 +16,7 @@ from onnxq.analysis.sensitivity import sensitivity
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
 from onnxq.model.load import load
+from onnxq.recipes import parse_recipe
 from onnxq.recipes.write import write_recipe
 from onnxq.statistics.calibration import Calibration
 
