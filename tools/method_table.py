@@ -62,7 +62,6 @@ COLUMNS = {
     "rtn + bias": ("rtn", False, "sequential"),
     "gptq + bias": ("gptq", False, "sequential"),
     "gptq + norm": ("gptq", False, "sequential"),
-    "gptq, float statistics + norm": ("gptq", False, "float"),
 }
 # What a recipe corrects behind its method.
 CORRECTIONS = ("bias", "norm")

@@ -173,9 +173,9 @@ def laboratory(
 
 def _weights_only(recipe: Recipe) -> Recipe:
     """The recipe, if it changes nothing but weights."""
-    if recipe.equalize or recipe.cache or any(rule.activation for rule in recipe.rules):
+    if recipe.equalize or recipe.cache or recipe.correct or any(rule.activation for rule in recipe.rules):
         raise UsageError(
             f"recipe '{recipe.name}' changes more than weights, and layers are judged by their weights alone: give one "
-            "without equalize, activation and cache"
+            "without equalize, correct, activation and cache"
         )
     return recipe

@@ -16,6 +16,7 @@ from onnxq.analysis.sensitivity import sensitivity
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
 from onnxq.model.load import load
+from onnxq.recipes import parse_recipe
 from onnxq.recipes.write import write_recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -114,6 +115,8 @@ def test_weights_that_cannot_be_swapped_are_loaded_anew(lm):
 def test_recipes_that_change_more_than_weights_are_refused(lm):
     with pytest.raises(UsageError, match="recipe 'w8a8' changes more than weights"):
         sensitivity(lm, TOKENS, ["int4", "w8a8"])
+    with pytest.raises(UsageError, match="without equalize, correct"):
+        sensitivity(lm, TOKENS, [parse_recipe("correct: bias\nrules:\n- weight: {format: int4}")])
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])
