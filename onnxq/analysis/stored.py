@@ -34,7 +34,9 @@ class StoredWeight:
         granularity: `per tensor`, `per channel` or `groups of 32`.
         scale: Type in which scales are stored.
         symmetric: Whether it has no zero points.
-        size_bytes: Of codes, scales and zero points; those that several nodes read count once for each constant.
+        size_bytes: Of codes, scales, zero points and outliers; those that several nodes read count once for each
+            constant.
+        outliers: Numbers that are added to the codes' ones.
     """
 
     name: str
@@ -46,6 +48,7 @@ class StoredWeight:
     scale: str
     symmetric: bool
     size_bytes: int
+    outliers: int = 0
 
     @property
     def bits_each(self) -> float:
@@ -140,7 +143,8 @@ def _stored(
     """From codes, scales and perhaps zero points."""
     codes, scale, zero = (*operands, None)[:3]
     scales = _scales(scale)
-    tensors = [constant_tensor(codes), *scales, constant_tensor(zero)]
+    beside = _outliers(node)
+    tensors = [constant_tensor(codes), *scales, constant_tensor(zero), *beside]
     maker = None if scale is None else scale.producer()
     scale_name = "?" if not scales else _SCALES.get(scales[0].dtype, scales[0].dtype.name.lower())
     if maker is not None and maker.domain == DOMAIN:
@@ -156,7 +160,17 @@ def _stored(
         scale=scale_name,
         symmetric=zero is None,
         size_bytes=sum(each.nbytes for each in tensors if each is not None),
+        outliers=beside[-1].size if beside else 0,
     )
+
+
+def _outliers(node: ir.Node) -> list[ir.TensorProtocol]:
+    """What is added to the weight that a node makes: distances and numbers."""
+    added = [
+        use.node for use in node.outputs[0].uses() if (use.node.domain, use.node.op_type) == (DOMAIN, "AddOutliers")
+    ]
+    operands = added[0].inputs[1:] if added else ()
+    return [tensor for each in operands if (tensor := constant_tensor(each)) is not None]
 
 
 def _along(length: int, block: int) -> str:

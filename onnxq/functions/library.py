@@ -29,6 +29,11 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "RowScale": rounding.row_scale,
     "RowRange": rounding.row_range,
 }
+# Functions that no format is in the name of, and that call no other.
+_WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
+    "AddOutliers": bodies.add_outliers,
+    "Hadamard": bodies.hadamard,
+}
 _FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
 
@@ -68,8 +73,9 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator.startswith("Cache"):
         return _of_cache(domain, operator)
-    if operator == "Hadamard":
-        return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
+    if operator in _WITHOUT_FORMAT:
+        body = _WITHOUT_FORMAT[operator]
+        return (_named(body(domain), {operator: operator}, _text(body)),)
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)

@@ -6,6 +6,33 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.formats import Format
+from onnxq.formats.base import Floats
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The sparse part of a weight.
+
+    Attributes:
+        positions: [n], ascending, in the flat codes of the weight.
+        values: float32 [n], numbers that sixteen bits hold.
+    """
+
+    positions: npt.NDArray[np.int64]
+    values: Floats
+
+    def dense(self, shape: tuple[int, ...]) -> Floats:
+        """The sparse matrix with its zeros."""
+        made = np.zeros(shape, np.float32)
+        made.reshape(-1)[self.positions] = self.values
+        return made
+
+    def turned(self, shape: tuple[int, int, int]) -> "Outliers":
+        """The same of [A, K, C] seen as [C, K, A]; `shape` is that before."""
+        a, k, c = np.unravel_index(self.positions, shape)
+        there = np.ravel_multi_index((c, k, a), shape[::-1])
+        order = np.argsort(there)
+        return Outliers(there[order], self.values[order])
 
 
 @dataclass(frozen=True)
@@ -22,6 +49,7 @@ class Solution:
         squared_error: Sum over all weights of (decoded - weight)^2.
         squared_norm: Sum over all weights of weight^2.
         low_rank: Two matrices, float32 [K, r] and [r, C], whose product is added to the decoded weight; or None.
+        outliers: A sparse matrix that is added to it; or None.
     """
 
     format: Format
@@ -33,6 +61,7 @@ class Solution:
     squared_error: float
     squared_norm: float
     low_rank: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    outliers: Outliers | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -52,5 +81,9 @@ class Solution:
 
     def weight(self) -> npt.NDArray[np.float32]:
         """What stands in the place of the weight, float32 [A, K, C]."""
-        decoded = self.decode()
-        return decoded if self.low_rank is None else decoded + self.low_rank[0] @ self.low_rank[1]
+        weight = self.decode()
+        if self.outliers is not None:
+            weight += self.outliers.dense(weight.shape)
+        if self.low_rank is not None:
+            weight += self.low_rank[0] @ self.low_rank[1]
+        return weight

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.errors import DataError, OutputError
 from onnxq.formats import SCALE_TYPES, get_format, get_scale_type
-from onnxq.methods.solution import Solution
+from onnxq.methods.solution import Outliers, Solution
 
 _RECORD = "run.json"
 
@@ -80,6 +80,8 @@ class Solutions:
                 arrays["zero_point"] = solution.zero_point
             if solution.low_rank is not None:
                 arrays["left"], arrays["right"] = solution.low_rank
+            if solution.outliers is not None:
+                arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
         path = self._path(number)
         try:
             with path.with_suffix(".part").open("wb") as file:
@@ -113,6 +115,7 @@ class Solutions:
                 float(error),
                 float(norm),
                 (arrays["left"], arrays["right"]) if "left" in arrays else None,
+                Outliers(arrays["positions"], arrays["values"]) if "positions" in arrays else None,
             )
         except Exception as error:  # zipfile, zlib and numpy fail in many ways
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error

@@ -28,6 +28,8 @@ class QuantSpec(BaseModel):
         symmetric: False stores a zero point beside each scale; integers only.
         method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
         low_rank: Rank of two float matrices that give back the most of what rounding took; None for none.
+        outliers: Share of the weights, the largest ones, that stand beside the others as sixteen-bit floats; None for
+            none.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +41,7 @@ class QuantSpec(BaseModel):
     symmetric: bool = True
     method: Method = "rtn"
     low_rank: Annotated[int | None, Field(ge=1, le=1 << 16)] = None
+    outliers: Annotated[float | None, Field(gt=0, le=0.1)] = None
 
     @field_validator("format")
     @classmethod
@@ -88,4 +91,6 @@ class QuantSpec(BaseModel):
             parts.append(self.method)
         if self.low_rank is not None:
             parts.append(f"rank {self.low_rank} beside it")
+        if self.outliers is not None:
+            parts.append(f"{100 * self.outliers:.3g} % outliers")
         return ", ".join(parts)

@@ -164,6 +164,11 @@ class Scope:
         return result.astype(DTYPES[attributes["output_dtype"]] if attributes.get("output_dtype") else scale.dtype)
 
     def _dequantize_onnxq(self, op_type, first, rest, attributes) -> np.ndarray:
+        if op_type == "AddOutliers":
+            gaps, values = rest
+            sparse = np.zeros(first.size, np.float32)
+            sparse[np.cumsum(gaps.astype(np.int64))] = values
+            return (first + sparse.reshape(first.shape)).astype(DTYPES[attributes["dtype"]])
         if op_type.startswith("Scale"):
             kind = {"ScaleE8M0": ml_dtypes.float8_e8m0fnu, "ScaleE4M3": ml_dtypes.float8_e4m3fn}[op_type]
             return first.astype(np.uint8).view(kind).astype(np.float32) * rest[0]

@@ -35,6 +35,9 @@ SPECS = {
     "fp6 tensor": "{format: fp6_e2m3, granularity: tensor}",
     "fp6 groups": "{format: fp6_e2m3, granularity: group, group_size: 48}",
     "fp4 bf16 scales": "{format: fp4_e2m1, granularity: group, group_size: 16, scale: bf16}",
+    "int3 with outliers": "{format: int3, granularity: group, group_size: 16, symmetric: false, outliers: 0.01}",
+    "int4 with outliers": "{format: int4, granularity: group, group_size: 16, outliers: 0.02}",
+    "int8 with outliers": "{format: int8, outliers: 0.02}",
     "int4 e4m3 scales": "{format: int4, granularity: group, group_size: 16, scale: e4m3}",
 }
 ALL = "  - match: {role: [linear, embedding, head]}\n    weight: "

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from onnxq.formats import NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
+from onnxq.formats.sparse import pack_sparse, unpack_sparse
 from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
 from onnxq.functions import DOMAIN, VERSION, functions, operator_suffix
 
@@ -221,3 +222,21 @@ def test_hadamard_rotates_rows_by_a_kronecker_product(sides, opset):
     node = helper.make_node("Hadamard", ["x", "left", "right"], ["y"], domain=DOMAIN)
     made = run(model_of(node, opset, 3, x=x, left=left, right=right))
     np.testing.assert_allclose(made, x @ np.kron(left.T, right), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_outliers_are_added_where_they_belong(dtype: type, opset: int) -> None:
+    # Farther apart than one distance can tell, in the first place and in the last.
+    positions = np.array([0, 1, 3, 90_000, 90_001, 299_999])
+    for values_type in (np.float16, np.float32):
+        gaps, values = pack_sparse(positions, np.array([5, -6, 7, 8, -9, 10.5], values_type))
+        weight = np.random.default_rng(0).standard_normal((3, 1000, 100)).astype(dtype)
+        node = helper.make_node(
+            "AddOutliers", ["w", "g", "v"], ["y"], domain=DOMAIN, dtype=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        )
+        model = model_of(node, opset, 3, w=weight, g=gaps, v=values)
+        expected = weight.astype(np.float32) + unpack_sparse(gaps, values, weight.size).reshape(weight.shape)
+        np.testing.assert_array_equal(run(model), expected.astype(dtype))
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected.astype(dtype))
