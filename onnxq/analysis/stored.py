@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.errors import UsageError
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format
+from onnxq.formats import LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYPES, Format
 from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
 from onnxq.model.operators import domain_of, operator_name
@@ -113,6 +113,7 @@ def _standard(node: ir.Node) -> Iterator[StoredWeight]:
 def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterator[StoredWeight]:
     first = 0 if family == "Dequantize" else 1
     operands = node.inputs[first : first + (3 if asymmetric else 2)]
+    table = node.inputs[first + 2 : first + 3]
     if constant_tensor(operands[0]) is None:
         return
     try:
@@ -123,7 +124,7 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
     shape = tuple(node.attributes["shape"].as_ints())
     axis, block = node.attributes.get_int("axis", 0), node.attributes.get_int("block_size", 1)
     granularity = "per tensor" if _is_one(operands[1]) else _along(shape[axis], block)
-    yield _stored(node, kind, shape, granularity, operands)
+    yield _stored(node, kind, shape, granularity, operands, table if kind.name in LEARNED_FORMATS else ())
 
 
 def _blocks(node: ir.Node) -> Iterator[StoredWeight]:
@@ -138,13 +139,18 @@ def _blocks(node: ir.Node) -> Iterator[StoredWeight]:
 
 
 def _stored(
-    node: ir.Node, kind: Format, shape: tuple[int, ...], granularity: str, operands: Sequence[ir.Value | None]
+    node: ir.Node,
+    kind: Format,
+    shape: tuple[int, ...],
+    granularity: str,
+    operands: Sequence[ir.Value | None],
+    table: Sequence[ir.Value | None] = (),
 ) -> StoredWeight:
-    """From codes, scales and perhaps zero points."""
+    """From codes, scales and perhaps zero points; and the table that is the format's in this weight."""
     codes, scale, zero = (*operands, None)[:3]
     scales = _scales(scale)
     beside = _outliers(node)
-    tensors = [constant_tensor(codes), *scales, constant_tensor(zero), *beside]
+    tensors = [constant_tensor(codes), *scales, *map(constant_tensor, (zero, *table)), *beside]
     maker = None if scale is None else scale.producer()
     scale_name = "?" if not scales else _SCALES.get(scales[0].dtype, scales[0].dtype.name.lower())
     if maker is not None and maker.domain == DOMAIN:

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
-from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Format, Integer, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
-from onnxq.functions import bodies, rounding, tiled
+from onnxq.functions import bodies, learned, rounding, tiled
 from onnxq.functions import cache as cache_bodies
 
 DOMAIN = "onnxq"
@@ -28,6 +28,12 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
     "RowScale": rounding.row_scale,
     "RowRange": rounding.row_range,
+}
+# Dequantizing, multiplying, and multiplying with a bias: with zero points or not, with a table or not.
+_WEIGHTS: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
+    (False, False): (bodies.dequantize, bodies.matmul, bodies.linear),
+    (True, False): (bodies.dequantize_asymmetric, bodies.matmul_asymmetric, bodies.linear_asymmetric),
+    (False, True): (learned.dequantize, learned.matmul, learned.linear),
 }
 # Functions that no format is in the name of, and that call no other.
 _WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
@@ -101,15 +107,15 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "Linear": f"Linear{suffix}",
         "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
-    dequantize = bodies.dequantize_asymmetric if asymmetric else bodies.dequantize
+    if asymmetric and kind.name in LEARNED_FORMATS:
+        raise ValueError(operator)
+    dequantize, matmul, linear = _WEIGHTS[asymmetric is not None, kind.name in LEARNED_FORMATS]
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = dequantize(domain, kind, unpacking)
     scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
     if family in ("MatMul", "Linear"):
-        matmul = bodies.matmul_asymmetric if asymmetric else bodies.matmul
         scripts.append((matmul, matmul(domain, dequantizing)))
     if family == "Linear":
-        linear = bodies.linear_asymmetric if asymmetric else bodies.linear
         scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats import SCALE_TYPES, pack
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, pack
 from onnxq.formats.sparse import half_of, pack_sparse
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Outliers, Solution
@@ -187,7 +187,9 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
 
     codes = packed("quantized", solution.codes)
     scale_for = scales(shelf, solution, solution.scale.reshape(place.scale_shape))
-    zeros = [] if solution.zero_point is None else [packed("zero_point", solution.zero_point)]
+    last = [] if solution.zero_point is None else [packed("zero_point", solution.zero_point)]
+    if kind.name in LEARNED_FORMATS:
+        last = [shelf.add("table", ir.DataType.FLOAT, kind.values.shape, kind.values)]
     name = f"Dequantize{operator_suffix(kind)}" + ("" if solution.zero_point is None else "Asymmetric")
     attributes: Attributes = {
         "shape": list(place.shape),
@@ -197,7 +199,7 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
     }
 
     def value_for(reader: ir.Node) -> ir.Value:
-        read = [codes, scale_for(reader), *zeros]
+        read = [codes, scale_for(reader), *last]
         return shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
 
     return value_for

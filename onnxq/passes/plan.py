@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
-from onnxq.formats import Format, Integer, get_format, get_scale_type, packed_bytes
+from onnxq.formats import LEARNED_FORMATS, Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.methods import outliers
@@ -277,6 +277,8 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     count = max(group.scales, group.matrix[2]) if tiled else group.scales
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     beside = math.ceil(spec.low_rank * sum(weight.shape) * weight.dtype.itemsize) if spec.low_rank else 0
+    if any(name in LEARNED_FORMATS for name in spec.format):
+        beside += 4 * 2**bits
     if spec.outliers:
         beside += ENTRY_BYTES * most_entries(outliers.count(weight.size, spec.outliers), weight.size)
     return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside

@@ -3,12 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from onnxq.errors import DataError, OutputError
-from onnxq.formats import SCALE_TYPES, get_format, get_scale_type
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Outliers, Solution
 
 _RECORD = "run.json"
@@ -78,6 +79,8 @@ class Solutions:
                 arrays["tensor_scale"] = np.array(solution.tensor_scale)
             if solution.zero_point is not None:
                 arrays["zero_point"] = solution.zero_point
+            if solution.format.name in LEARNED_FORMATS:
+                arrays["levels"] = solution.format.values
             if solution.low_rank is not None:
                 arrays["left"], arrays["right"] = solution.low_rank
             if solution.outliers is not None:
@@ -104,9 +107,12 @@ class Solutions:
             if "reason" in arrays:
                 return str(arrays["reason"])
             kind, scale_type = (str(each) for each in arrays["names"])
+            meaning = get_format(kind)
+            if "levels" in arrays:
+                meaning = replace(LEARNED_FORMATS[kind], levels=tuple(arrays["levels"].tolist()))
             block, (error, norm) = int(arrays["block"]), arrays["errors"]
             return Solution(
-                get_format(kind),
+                meaning,
                 None if block < 0 else block,
                 arrays["codes"],
                 np.ascontiguousarray(arrays["scale"]).view(get_scale_type(scale_type).dtype)[..., 0],

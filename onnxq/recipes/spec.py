@@ -5,10 +5,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from onnxq.errors import UsageError
-from onnxq.formats import SCALE_TYPES, Integer, get_format, get_scale_type
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Integer, get_format, get_scale_type
 
 Granularity = Literal["tensor", "channel", "group"]
-Method = Literal["rtn", "clip", "search", "hqq", "gptq"]
+Method = Literal["rtn", "clip", "search", "hqq", "kmeans", "gptq"]
 
 
 def as_list(value: object) -> object:
@@ -26,7 +26,7 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
-        method: How codes are found: `rtn`, `clip`, `search`, `hqq` or `gptq` (docs/recipes.md).
+        method: How codes are found: `rtn`, `clip`, `search`, `hqq`, `kmeans` or `gptq` (docs/recipes.md).
         low_rank: Rank of two float matrices that give back the most of what rounding took; None for none.
         outliers: Share of the weights, the largest ones, that stand beside the others as sixteen-bit floats; None for
             none.
@@ -73,6 +73,8 @@ class QuantSpec(BaseModel):
             raise ValueError("symmetric: false needs an integer format; floats have no zero point")
         if self.symmetric and self.method == "hqq":
             raise ValueError("method hqq moves zero points: set symmetric: false")
+        if self.method == "kmeans" and not all(name in LEARNED_FORMATS for name in self.format):
+            raise ValueError(f"method kmeans learns tables: format {', '.join(LEARNED_FORMATS)}")
         if self.symmetric and any(name.startswith("uint") for name in self.format):
             raise ValueError("an unsigned format cannot hold negative weights: set symmetric: false")
         if not self.symmetric and self.scale != "auto" and SCALE_TYPES[self.scale].name in ("e8m0", "e4m3"):

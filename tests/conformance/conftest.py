@@ -176,7 +176,8 @@ class Scope:
 
     def packed(self, suffix: str, stream: np.ndarray, rest: list[np.ndarray], attributes: dict) -> np.ndarray:
         """`Dequantize<suffix>`: packed codes, scale[, packed zero points]."""
-        values, shape = table(suffix.removesuffix("Asymmetric")), tuple(attributes["shape"])
+        shape, learned = tuple(attributes["shape"]), suffix.startswith("CODEBOOK")
+        values = rest[1] if learned else table(suffix.removesuffix("Asymmetric"))
         bits = len(values).bit_length() - 1
         units = values[codes_of(stream.astype(np.uint8).tobytes(), bits, int(np.prod(shape)))].reshape(shape)
         zero = None
@@ -203,7 +204,7 @@ class Scope:
             if index != 1:
                 return None
             suffix = node.op_type.removeprefix("MatMul").removeprefix("Linear")
-            given = node.input[2 : 4 if suffix.endswith("Asymmetric") else 3]
+            given = node.input[2 : 4 if suffix.endswith("Asymmetric") or suffix.startswith("CODEBOOK") else 3]
             rest = [self.value(each)[0] for each in given]
             return self.packed(suffix, self.value(node.input[1])[0], rest, attributes)
         found = self.value(node.input[index]) if index < len(node.input) and node.input[index] else None

@@ -38,6 +38,9 @@ SPECS = {
     "int3 with outliers": "{format: int3, granularity: group, group_size: 16, symmetric: false, outliers: 0.01}",
     "int4 with outliers": "{format: int4, granularity: group, group_size: 16, outliers: 0.02}",
     "int8 with outliers": "{format: int8, outliers: 0.02}",
+    "codebook4 channel": "{format: codebook4}",
+    "codebook3 learned": "{format: codebook3, granularity: group, group_size: 16, method: kmeans}",
+    "codebook2 with outliers": "{format: codebook2, scale: fp16, method: kmeans, outliers: 0.01}",
     "int4 e4m3 scales": "{format: int4, granularity: group, group_size: 16, scale: e4m3}",
 }
 ALL = "  - match: {role: [linear, embedding, head]}\n    weight: "

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxq.formats import NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
+from onnxq.formats import LEARNED_FORMATS, NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
 from onnxq.formats.sparse import pack_sparse, unpack_sparse
 from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
 from onnxq.functions import DOMAIN, VERSION, functions, operator_suffix
@@ -107,6 +107,32 @@ def test_dequantize_with_zero_points(name: str) -> None:
     np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
 
 
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize("name", LEARNED_FORMATS)
+def test_dequantize_with_a_table(name: str, opset: int) -> None:
+    kind, rng = LEARNED_FORMATS[name], np.random.default_rng(0)
+    table = np.sort(rng.standard_normal(2**kind.bits)).astype(np.float32)
+    for shape, axis, block in (((7, 5), 0, 3), ((2, 3, 11), 2, 4), ((1, 1), 0, 32)):
+        codes = codes_of(kind, shape)
+        groups = [-(-dim // block) if at == axis else dim for at, dim in enumerate(shape)]
+        scale = rng.uniform(0.5, 2, groups).astype(np.float16)
+        node = helper.make_node(
+            f"Dequantize{operator_suffix(kind)}",
+            ["p", "s", "t"],
+            ["y"],
+            domain=DOMAIN,
+            shape=list(shape),
+            axis=axis,
+            block_size=block,
+            dtype=onnx.TensorProto.FLOAT,
+        )
+        model = model_of(node, opset, len(shape), p=pack(codes, kind.bits), s=scale, t=table)
+        expected = table[codes] * np.take(scale.astype(np.float32), np.arange(shape[axis]) // block, axis=axis)
+        np.testing.assert_array_equal(run(model), expected)
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_matmul(dtype: type, asymmetric: bool) -> None:
@@ -198,9 +224,12 @@ def test_callees_come_first_and_once() -> None:
     assert functions([], 21) == []
 
 
-@pytest.mark.parametrize("name", ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9", "MatMulINT3Tiled"])
+@pytest.mark.parametrize(
+    "name",
+    ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9", "MatMulINT3Tiled", "MatMulCODEBOOK3Asymmetric"],
+)
 def test_unknown_operator(name: str) -> None:
-    with pytest.raises(Exception, match=r"Nothing|no format|not a format|MatMulINT3Tiled"):
+    with pytest.raises(Exception, match=r"Nothing|no format|not a format|MatMulINT3Tiled|MatMulCODEBOOK3A"):
         functions([name], 21)
 
 
