@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.errors import UsageError
-from onnxq.formats import LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYPES, Format
+from onnxq.formats import ALL_FORMATS, LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYPES, Format
 from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
 from onnxq.model.operators import domain_of, operator_name
@@ -92,6 +92,8 @@ def _read_by(node: ir.Node) -> Iterator[StoredWeight]:
             yield from _standard(node)
         case "com.microsoft", "MatMulNBits":
             yield from _blocks(node)
+        case (domain, "PartlyBinary") if domain == DOMAIN:
+            yield from _partly_binary(node)
         case (domain, op_type) if domain == DOMAIN and (called := _OWN.fullmatch(op_type)):
             yield from _own(node, called[1], called[2], asymmetric=bool(called[3]))
 
@@ -127,6 +129,14 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
     yield _stored(node, kind, shape, granularity, operands, table if kind.name in LEARNED_FORMATS else ())
 
 
+def _partly_binary(node: ir.Node) -> Iterator[StoredWeight]:
+    sign, mask, scale, *others = node.inputs
+    if constant_tensor(sign) is not None:
+        shape, axis = tuple(node.attributes["shape"].as_ints()), node.attributes["axis"].as_int()
+        granularity = "per tensor" if _is_one(scale) else _along(shape[axis], node.attributes["block_size"].as_int())
+        yield _stored(node, ALL_FORMATS["binary"], shape, granularity, [sign, scale], [mask, *others])
+
+
 def _blocks(node: ir.Node) -> Iterator[StoredWeight]:
     """Codes are unsigned, and without zero points the middle one means zero: integers of the same width."""
     bits, operands = node.attributes.get_int("bits", 4), node.inputs[1:4]
@@ -144,13 +154,13 @@ def _stored(
     shape: tuple[int, ...],
     granularity: str,
     operands: Sequence[ir.Value | None],
-    table: Sequence[ir.Value | None] = (),
+    others: Sequence[ir.Value | None] = (),
 ) -> StoredWeight:
-    """From codes, scales and perhaps zero points; and the table that is the format's in this weight."""
+    """From codes, scales and perhaps zero points, and what else the operator reads that is stored for this weight."""
     codes, scale, zero = (*operands, None)[:3]
     scales = _scales(scale)
     beside = _outliers(node)
-    tensors = [constant_tensor(codes), *scales, *map(constant_tensor, (zero, *table)), *beside]
+    tensors = [constant_tensor(codes), *scales, *map(constant_tensor, (zero, *others)), *beside]
     maker = None if scale is None else scale.producer()
     scale_name = "?" if not scales else _SCALES.get(scales[0].dtype, scales[0].dtype.name.lower())
     if maker is not None and maker.domain == DOMAIN:

@@ -91,4 +91,5 @@ def _learned(bits: int) -> Codebook:
     return Codebook(f"codebook{bits}", tuple(each / quantiles[-1] for each in quantiles), learned=True)
 
 
+BINARY = Codebook("binary", (-1.0, 1.0))
 LEARNED = tuple(map(_learned, (4, 3, 2)))

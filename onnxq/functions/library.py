@@ -15,12 +15,13 @@ from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Format, Integer, Miniflo
 from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import bodies, learned, rounding, tiled
 from onnxq.functions import cache as cache_bodies
+from onnxq.functions.partly_binary import partly_binary
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "PartlyBinary")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -82,6 +83,11 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     if operator in _WITHOUT_FORMAT:
         body = _WITHOUT_FORMAT[operator]
         return (_named(body(domain), {operator: operator}, _text(body)),)
+    if operator == "PartlyBinary":
+        unpacking = bodies.unpack(domain, 1)
+        names = {"Unpack": "Unpack1", operator: operator}
+        whole = _named(partly_binary(domain, unpacking), names, _text(partly_binary))
+        return _named(unpacking, names, _text(bodies.unpack, bits="1")), whole
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)

@@ -36,6 +36,37 @@ class Outliers:
 
 
 @dataclass(frozen=True)
+class Salient:
+    """What of a partly binary weight is not: INT8; and what the rest lies around.
+
+    Attributes:
+        mask: bool [A, K, C], where INT8 is.
+        codes: int8 [n], in the order of the mask.
+        scale: [A, 1, C], of INT8.
+        mean: Of the shape and type of the scales of the weight: added to what is binary.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    codes: npt.NDArray[np.int8]
+    scale: np.ndarray
+    mean: np.ndarray
+
+    def values(self) -> Floats:
+        """float32 [A, K, C], zero where the weight is binary."""
+        dense = np.zeros(self.mask.shape, np.float32)
+        dense[self.mask] = self.codes
+        return dense * self.scale.astype(np.float32)
+
+    def turned(self) -> "Salient":
+        """The same of [A, K, C] seen as [C, K, A]."""
+        codes = np.zeros(self.mask.shape, np.int8)
+        codes[self.mask] = self.codes
+        turned = (np.ascontiguousarray(each.transpose(2, 1, 0)) for each in (self.mask, codes, self.scale, self.mean))
+        mask, codes, scale, mean = turned
+        return Salient(mask, codes[mask], scale, mean)
+
+
+@dataclass(frozen=True)
 class Solution:
     """Codes and scales of one weight seen as [A, K, C]: K is the axis summed over.
 
@@ -50,6 +81,7 @@ class Solution:
         squared_norm: Sum over all weights of weight^2.
         low_rank: Two matrices, float32 [K, r] and [r, C], whose product is added to the decoded weight; or None.
         outliers: A sparse matrix that is added to it; or None.
+        salient: What of it is not binary; or None.
     """
 
     format: Format
@@ -62,6 +94,7 @@ class Solution:
     squared_norm: float
     low_rank: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
     outliers: Outliers | None = None
+    salient: Salient | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -77,7 +110,11 @@ class Solution:
         rows = np.arange(values.shape[1]) // (self.block or max(values.shape[1], 1))
         if self.zero_point is not None:
             values -= self.format.decode(self.zero_point)[:, rows]
-        return values * scale[:, rows]
+        values = values * scale[:, rows]
+        if self.salient is not None:
+            mean = self.salient.mean.astype(np.float32)
+            values = np.where(self.salient.mask, self.salient.values(), values + mean[:, rows])
+        return values
 
     def weight(self) -> npt.NDArray[np.float32]:
         """What stands in the place of the weight, float32 [A, K, C]."""

@@ -11,6 +11,7 @@ from onnxq.formats import LEARNED_FORMATS, Format, Integer, get_format, get_scal
 from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.methods import outliers
+from onnxq.methods.solve.pb_llm import salient_count
 from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
@@ -276,6 +277,11 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     # There each column has a scale of its own, and each zero point a byte.
     count = max(group.scales, group.matrix[2]) if tiled else group.scales
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
+    if spec.salient:
+        # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.
+        few, columns = salient_count(weight.size, spec.salient), group.matrix[0] * group.matrix[2]
+        signs = packed_bytes(weight.size - few, 1) + packed_bytes(weight.size, 1)
+        return signs + few + (2 * count + columns) * itemsize
     beside = math.ceil(spec.low_rank * sum(weight.shape) * weight.dtype.itemsize) if spec.low_rank else 0
     if any(name in LEARNED_FORMATS for name in spec.format):
         beside += 4 * 2**bits

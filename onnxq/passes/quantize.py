@@ -23,6 +23,7 @@ from onnxq.passes.edit import Editor
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
+from onnxq.passes.partly_binary import insert_partly_binary
 from onnxq.passes.plan import Decision, Plan, leaves_tiled, runs_as_integers
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
@@ -130,6 +131,8 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         quantize_biases(editor, weight, solution, sink)
     elif plan.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
         size_bytes = replace_products(editor, weight, solution, sink, text)
+    elif solution.salient is not None:
+        size_bytes = insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
     elif size_bytes is None:
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
     return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)

@@ -10,7 +10,7 @@ import numpy as np
 
 from onnxq.errors import DataError, OutputError
 from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
-from onnxq.methods.solution import Outliers, Solution
+from onnxq.methods.solution import Outliers, Salient, Solution
 
 _RECORD = "run.json"
 
@@ -64,15 +64,12 @@ class Solutions:
         if isinstance(solution, str):
             arrays = {"reason": np.array(solution)}
         else:
-            # numpy stores no types of ml_dtypes.
-            scale = np.ascontiguousarray(solution.scale)
-            # The recipe does not tell: scales of very small weights are bfloat16 where it says fp16.
-            scale_type = next(name for name, each in SCALE_TYPES.items() if each.dtype == scale.dtype)
+            scales = [solution.scale, *([] if solution.salient is None else [solution.salient.scale])]
             arrays = {
-                "names": np.array([solution.format.name, scale_type]),
+                "names": np.array([solution.format.name, *map(_type_of, scales)]),
                 "block": np.array(-1 if solution.block is None else solution.block),
                 "codes": solution.codes,
-                "scale": scale.view(np.uint8).reshape(*scale.shape, scale.itemsize),
+                "scale": _bytes(solution.scale),
                 "errors": np.array([solution.squared_error, solution.squared_norm]),
             }
             if solution.tensor_scale is not None:
@@ -83,6 +80,13 @@ class Solutions:
                 arrays["levels"] = solution.format.values
             if solution.low_rank is not None:
                 arrays["left"], arrays["right"] = solution.low_rank
+            if solution.salient is not None:
+                arrays |= {
+                    "mask": solution.salient.mask,
+                    "integers": solution.salient.codes,
+                    "integer_scale": _bytes(solution.salient.scale),
+                    "mean": _bytes(solution.salient.mean),
+                }
             if solution.outliers is not None:
                 arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
         path = self._path(number)
@@ -106,25 +110,47 @@ class Solutions:
                 arrays = {name: stored[name] for name in stored.files}
             if "reason" in arrays:
                 return str(arrays["reason"])
-            kind, scale_type = (str(each) for each in arrays["names"])
+            kind, scale_type, *others = (str(each) for each in arrays["names"])
             meaning = get_format(kind)
             if "levels" in arrays:
                 meaning = replace(LEARNED_FORMATS[kind], levels=tuple(arrays["levels"].tolist()))
+            salient = None
+            if "mask" in arrays:
+                scales = _typed(arrays["integer_scale"], others[0]), _typed(arrays["mean"], scale_type)
+                salient = Salient(arrays["mask"], arrays["integers"], *scales)
             block, (error, norm) = int(arrays["block"]), arrays["errors"]
             return Solution(
                 meaning,
                 None if block < 0 else block,
                 arrays["codes"],
-                np.ascontiguousarray(arrays["scale"]).view(get_scale_type(scale_type).dtype)[..., 0],
+                _typed(arrays["scale"], scale_type),
                 np.float32(arrays["tensor_scale"]) if "tensor_scale" in arrays else None,
                 arrays.get("zero_point"),
                 float(error),
                 float(norm),
                 (arrays["left"], arrays["right"]) if "left" in arrays else None,
                 Outliers(arrays["positions"], arrays["values"]) if "positions" in arrays else None,
+                salient,
             )
         except Exception as error:  # zipfile, zlib and numpy fail in many ways
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.npz"
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of each number: numpy stores no types of ml_dtypes."""
+    flat = np.ascontiguousarray(array)
+    return flat.view(np.uint8).reshape(*flat.shape, flat.itemsize)
+
+
+def _type_of(scale: np.ndarray) -> str:
+    """The recipe does not tell: scales of very small weights are bfloat16 where it says fp16."""
+    return next(name for name, each in SCALE_TYPES.items() if each.dtype == scale.dtype)
+
+
+def _typed(stored: np.ndarray, scale_type: str) -> np.ndarray:
+    """The numbers of some bytes."""
+    typed: np.ndarray = np.ascontiguousarray(stored).view(get_scale_type(scale_type).dtype)[..., 0]
+    return typed

@@ -100,7 +100,7 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
     group = grouping(weight, spec)
     array = weight.read().reshape(group.matrix)
     formats, largest = [get_format(name) for name in spec.format], largest_of(array.dtype)
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest)
+    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest, spec.salient or 0)
     solver = SOLVERS[spec.method]
 
     def rounded(array: np.ndarray) -> Solution:
@@ -166,6 +166,7 @@ def _turned(solution: Solution) -> Solution:
         scale=np.ascontiguousarray(_turn(solution.scale)),
         zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
         outliers=None if sparse is None else sparse.turned(solution.codes.shape),
+        salient=None if solution.salient is None else solution.salient.turned(),
     )
 
 

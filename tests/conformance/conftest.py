@@ -169,10 +169,24 @@ class Scope:
             sparse = np.zeros(first.size, np.float32)
             sparse[np.cumsum(gaps.astype(np.int64))] = values
             return (first + sparse.reshape(first.shape)).astype(DTYPES[attributes["dtype"]])
+        if op_type == "PartlyBinary":
+            return self._partly_binary(first, rest, attributes)
         if op_type.startswith("Scale"):
             kind = {"ScaleE8M0": ml_dtypes.float8_e8m0fnu, "ScaleE4M3": ml_dtypes.float8_e4m3fn}[op_type]
             return first.astype(np.uint8).view(kind).astype(np.float32) * rest[0]
         return self.packed(op_type.removeprefix("Dequantize"), first, rest, attributes)
+
+    def _partly_binary(self, sign, rest, attributes) -> np.ndarray:
+        mask, scale, mean, salient, salient_scale = rest
+        shape, axis = tuple(attributes["shape"]), attributes["axis"]
+        marks = codes_of(mask.astype(np.uint8).tobytes(), 1, int(np.prod(shape))).astype(bool).reshape(shape)
+        signs, integers = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        signs[~marks] = codes_of(sign.astype(np.uint8).tobytes(), 1, int((~marks).sum())) * 2.0 - 1
+        integers[marks] = salient
+        rows = np.arange(shape[axis]) // attributes["block_size"]
+        scale, mean = (np.take(each.astype(np.float32), rows, axis=axis) for each in (scale, mean))
+        whole = np.where(marks, integers * salient_scale.astype(np.float32), signs * scale + mean)
+        return whole.astype(DTYPES[attributes["dtype"]])
 
     def packed(self, suffix: str, stream: np.ndarray, rest: list[np.ndarray], attributes: dict) -> np.ndarray:
         """`Dequantize<suffix>`: packed codes, scale[, packed zero points]."""

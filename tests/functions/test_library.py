@@ -269,3 +269,36 @@ def test_outliers_are_added_where_they_belong(dtype: type, opset: int) -> None:
         np.testing.assert_array_equal(run(model), expected.astype(dtype))
         if opset == 13:
             np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected.astype(dtype))
+
+
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize(
+    ("shape", "axis", "block"), [((7, 5), 0, 3), ((3, 5, 7), 1, 2), ((2, 33), 1, 33), ((2, 1), 0, 1)]
+)
+def test_partly_binary(shape: tuple[int, ...], axis: int, block: int, opset: int) -> None:
+    rng = np.random.default_rng(0)
+    for mask in (rng.random(shape) < 0.3, np.arange(np.prod(shape)).reshape(shape) == 0):
+        mask.flat[0], mask.flat[-1] = True, False
+        signs, integers = rng.random(shape) < 0.5, rng.integers(-127, 128, shape).astype(np.int8)
+        groups = [-(-dim // block) if at == axis else dim for at, dim in enumerate(shape)]
+        columns = [1 if at == axis else dim for at, dim in enumerate(shape)]
+        scale, mean = rng.uniform(0.5, 2, groups).astype(np.float16), rng.standard_normal(groups).astype(np.float16)
+        own = rng.uniform(0.01, 0.02, columns).astype(np.float32)
+        node = helper.make_node(
+            "PartlyBinary",
+            list("bmsuiv"),
+            ["y"],
+            domain=DOMAIN,
+            shape=list(shape),
+            axis=axis,
+            block_size=block,
+            dtype=onnx.TensorProto.FLOAT,
+        )
+        packed = {"b": pack(signs[~mask].astype(np.uint8), 1), "m": pack(mask.astype(np.uint8), 1)}
+        model = model_of(node, opset, len(shape), **packed, s=scale, u=mean, i=integers[mask], v=own)
+        rows = np.arange(shape[axis]) // block
+        scales, means = (np.take(each.astype(np.float32), rows, axis=axis) for each in (scale, mean))
+        expected = np.where(mask, integers * own, np.where(signs, scales, -scales) + means)
+        np.testing.assert_array_equal(run(model), expected)
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import clip, gptq, hqq, kmeans, rtn
+from onnxq.methods.solve import clip, gptq, hqq, kmeans, pb_llm, rtn
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None, _xp: 
     return hqq.solve(weight, spec)
 
 
+def _pb_llm(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
+    return pb_llm.solve(weight, spec, curvature, xp=xp)
+
+
 SOLVERS: Mapping[str, Solver] = {
     "rtn": Solver(_rtn, "no", "round to nearest, the scale from the largest magnitude"),
     "clip": Solver(_clip, "uses", "shrink each group's range to where its error is smallest, then round"),
@@ -60,4 +64,7 @@ SOLVERS: Mapping[str, Solver] = {
     "hqq": Solver(_hqq, "no", "HQQ: zero points that keep large errors few, then round; integers with zero points"),
     "kmeans": Solver(_kmeans, "uses", "learn the table of a codebook by k-means, then clip and round"),
     "gptq": Solver(_gptq, "needs", "GPTQ: round in turn, later channels make up for the error of earlier ones"),
+    "pb-llm": Solver(
+        _pb_llm, "needs", "experimental; PB-LLM: a few weights in INT8, the others binary, rounded in turn"
+    ),
 }
