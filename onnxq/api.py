@@ -15,9 +15,10 @@ from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.convert import Conversion, Progress, convert
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Plan, make_plan
 from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import plan_activations
+from onnxq.passes.selection import Selection
 from onnxq.passes.sink import Memory
 from onnxq.passes.target import check_target
 from onnxq.recipes import Recipe, load_recipe

@@ -1,10 +1,36 @@
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
+import onnxq
+
 SAMPLES = Path(__file__).parents[1] / "samples"
+
+# Prints which files are opened to be written outside of a folder, and events that there must be none of. What is
+# imported first may open what it likes.
+WATCHED = """
+import os, sys
+folder = sys.argv[1]
+sys.argv[1:2] = []
+{imports}
+seen = []
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+def watch(event, args):
+    if event == "open" and args[2] is not None and args[2] & WRITES:
+        path = args[0] if isinstance(args[0], str) else os.fsdecode(args[0]) if isinstance(args[0], bytes) else None
+        if path is None or not os.path.realpath(path).startswith(folder):
+            seen.append(f"opened {{args[0]}} to write")
+    elif event.split(".")[0] in ("socket", "subprocess", "pickle", "urllib", "ftplib", "http"):
+        seen.append(event)
+sys.addaudithook(watch)
+{code}
+print(*seen, sep="\\n", end="")
+"""
 
 
 def script(path: Path):
@@ -27,3 +53,29 @@ def sample_with_cache(tmp_path_factory):
         return made[form]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Run code in a process of its own: what it prints."""
+
+    def run(code: str, *arguments: object, cwd: Path, **variables: str) -> str:
+        environment = (
+            os.environ | {"PYTHONPATH": str(Path(onnxq.__file__).parents[1]), "OMP_NUM_THREADS": "1"} | variables
+        )
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trespasses(python):
+    """What code writes outside of a folder, and whom it calls."""
+
+    def watch(imports: str, code: str, *arguments: object, folder: Path, cwd: Path) -> list[str]:
+        return python(WATCHED.format(imports=imports, code=code), folder, *arguments, cwd=cwd).splitlines()
+
+    return watch

@@ -1,6 +1,6 @@
 """What allocating bits by sensitivity brings on the sample language model: the tables of docs/analysis.md.
 
-    python tools/measure_allocation.py                       # everything: about forty minutes on two cores
+    python tools/measure_allocation.py                       # everything: about ten minutes on two cores
     python tools/measure_allocation.py --step 8 --limit 4    # a quick look
     python tools/measure_allocation.py --json allocation.json
 

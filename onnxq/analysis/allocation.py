@@ -10,7 +10,7 @@ from onnxq.analysis.laboratory import Effect, Laboratory, Progress, laboratory
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
 from onnxq.model.load import Model, load
-from onnxq.passes.plan import Selection
+from onnxq.passes.selection import Selection
 from onnxq.recipes import Recipe, Rule
 from onnxq.recipes.rungs import LADDER, recipe_for
 from onnxq.recipes.spec import Method

@@ -1,5 +1,6 @@
 """What each weight of a model can become, and what comes of one choice for all of them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -116,7 +117,9 @@ class Layers:
         )
 
     def decided(self, chosen: Sequence[int]) -> Iterator[tuple[str, Role, QuantSpec | str]]:
-        """What an assignment says about each weight."""
+        """What an assignment says about each weight, under the name that people know it by."""
+        called = Counter(name for weight in self.lab.weights for name in set(weight.names))
         for at, options, number in zip(self._at, self.options, chosen, strict=True):
             weight, spec = self.lab.weights[at], options[number].spec
-            yield weight.name, weight.role, spec or "every format that fits the budget costs more than it saves"
+            name = weight.label if called[weight.label] == 1 else weight.name
+            yield name, weight.role, spec or "every format that fits the budget costs more than it saves"

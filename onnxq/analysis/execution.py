@@ -64,19 +64,20 @@ class Execution:
         lines = []
         for kind in self.fused:
             how = "activations rounded to int8" if kind.accuracy_level == INT8_ACTIVATIONS else "float activations"
-            lines.append(f"{kind.count} fused {kind.bits}-bit matmuls at accuracy level {kind.accuracy_level} ({how})")
+            matmuls = _counted(kind.count, f"fused {kind.bits}-bit matmul")
+            lines.append(f"{matmuls} at accuracy level {kind.accuracy_level} ({how})")
         lines += [f"{count} onnxq {name} in a native kernel, on packed weights" for name, count in self.native.items()]
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
         if self.rounded:
-            lines.append(f"{self.rounded} activations rounded by a function in every run")
+            lines.append(f"{_counted(self.rounded, 'activation')} rounded by a function in every run")
         if self.rotated:
-            lines.append(f"{self.rotated} values rotated by a function in every run")
+            lines.append(f"{_counted(self.rotated, 'value')} rotated by a function in every run")
         if self.dequantized:
-            lines.append(f"{self.dequantized} weights dequantized to float in every run")
+            lines.append(f"{_counted(self.dequantized, 'weight')} dequantized to float in every run")
         if self.integer:
-            lines.append(f"{self.integer} products of quantized activations and quantized weights")
+            lines.append(f"{_counted(self.integer, 'product')} of quantized activations and quantized weights")
         if self.plain:
-            lines.append(f"{self.plain} products with float weights")
+            lines.append(f"{_counted(self.plain, 'product')} with float weights")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,6 +94,10 @@ class Execution:
             "integer": self.integer,
             "plain": self.plain,
         }
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def execution(

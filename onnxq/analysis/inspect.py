@@ -73,7 +73,7 @@ class Inspection:
     @property
     def remedies(self) -> dict[str, tuple[str, ...]]:
         """What stands out, by the name of the weight or activation."""
-        found = {each.name: each.remedies for each in self.weights}
+        found = {each.label: each.remedies for each in self.weights}
         found |= {each.tensor: each.remedies for each in self.activations}
         return {name: texts for name, texts in found.items() if texts}
 

@@ -14,7 +14,8 @@ from onnxq.methods.solve import SOLVERS
 from onnxq.model.load import Model, load
 from onnxq.model.sites import Weight
 from onnxq.passes.candidates import solve_each, statistics_of
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Plan, make_plan
+from onnxq.passes.selection import Selection
 from onnxq.recipes import Recipe, Role
 from onnxq.recipes.rungs import rung
 from onnxq.recipes.spec import Method
@@ -34,6 +35,7 @@ class Effect:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         role: What it is for.
@@ -50,6 +52,7 @@ class Effect:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     role: Role
@@ -112,6 +115,7 @@ class Laboratory:
                 found = self.trial.judge([(weight, solution.decode())])
                 effect = Effect(
                     weight=decision.weight,
+                    label=decision.label,
                     op=decision.op,
                     readers=decision.readers,
                     role=decision.role,

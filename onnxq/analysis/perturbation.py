@@ -28,6 +28,7 @@ class Perturbation:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         tensor: Its input, shared by all weights that read it; None where that is not a value of the main graph.
@@ -36,6 +37,7 @@ class Perturbation:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     tensor: str | None
@@ -142,6 +144,7 @@ def perturb(
             layers.append(
                 Perturbation(
                     weight=weight.name,
+                    label=weight.label,
                     op=weight.op,
                     readers=tuple(site.node.name or "" for site in weight.sites),
                     tensor=read,

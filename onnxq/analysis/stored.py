@@ -12,6 +12,7 @@ from onnxq.errors import UsageError
 from onnxq.formats import ALL_FORMATS, LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYPES, Format
 from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
+from onnxq.model.labels import label_of
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.scopes import nodes
 
@@ -27,6 +28,7 @@ class StoredWeight:
 
     Attributes:
         name: Of the constant that holds the codes.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads them.
         format: What a code means.
         bits: Of a code.
@@ -40,6 +42,7 @@ class StoredWeight:
     """
 
     name: str
+    label: str
     op: str
     format: str
     bits: int
@@ -166,8 +169,11 @@ def _stored(
     if maker is not None and maker.domain == DOMAIN:
         # One byte each, whose meaning is that of the operator.
         scale_name = maker.op_type.removeprefix("Scale").lower()
+    name = "" if codes is None else str(codes.name)
+    dequantizes = node.op_type.startswith("Dequantize")
     return StoredWeight(
-        name="" if codes is None else str(codes.name),
+        name=name,
+        label=label_of(name, (use.node for use in node.outputs[0].uses()) if dequantizes else (node,)),
         op=operator_name(node),
         format=kind.name,
         bits=kind.bits,

@@ -69,6 +69,7 @@ class WeightFit:
 
     Attributes:
         name: Of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         role: What it is for.
         shape: As the operator reads it.
@@ -83,6 +84,7 @@ class WeightFit:
     """
 
     name: str
+    label: str
     op: str
     role: str
     shape: tuple[int, ...]
@@ -103,6 +105,7 @@ def fit_of(weight: Weight, *, measure: bool = True) -> WeightFit:
     """Look at one weight; with `measure`, read it."""
     plain = WeightFit(
         name=weight.name,
+        label=weight.label,
         op=weight.op,
         role=weight.role,
         shape=weight.shape,

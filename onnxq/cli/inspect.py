@@ -130,7 +130,7 @@ def _stored(found: "Inspection") -> "Table":
         scales = f"{each.granularity}, {each.scale}{zero}{beside}"
         size, bits = f"{each.size_bytes:,}", f"{each.bits_each:.2f}"
         shape = shape_text(each.shape)
-        made.add_row(Name(each.name), op_text(each.op), shape, each.format, scales, size, str(each.bits), bits)
+        made.add_row(Name(each.label), op_text(each.op), shape, each.format, scales, size, str(each.bits), bits)
     total = sum(each.size_bytes for each in found.stored)
     elements = sum(math.prod(each.shape) for each in found.stored)
     mean = f"{8 * total / elements:.2f}"
@@ -155,7 +155,7 @@ def _weights(found: "Inspection") -> "Table":
     for each in found.weights:
         spread = (f"{each.spread.absmax:.3g}", f"{each.spread.kurtosis:.1f}") if each.spread else ("", "")
         made.add_row(
-            Name(each.name),
+            Name(each.label),
             op_text(each.op),
             each.dtype.lower(),
             shape_text(each.shape),

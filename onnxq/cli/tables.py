@@ -48,7 +48,7 @@ def _sensitivity(found: "Sensitivity", worst: int) -> "Iterator[RenderableType]"
     )
     for each in found.worst(worst):
         made.add_row(
-            Name(each.weight),
+            Name(each.label),
             op_text(each.op),
             shape_text(each.shape),
             each.recipe,
@@ -72,7 +72,7 @@ def _perturbations(found: "Perturbations", worst: int) -> "Iterator[RenderableTy
     made = table({"weight": "name", "op": "word", "KL, noise in the weight": "number", "in its input": "number"})
     for each in sorted(found.layers, key=lambda layer: -max(layer.weight_kl, layer.input_kl or 0.0))[:worst]:
         inputs = "" if each.input_kl is None else f"{each.input_kl:.2e}"
-        made.add_row(Name(each.weight), op_text(each.op), f"{each.weight_kl:.2e}", inputs)
+        made.add_row(Name(each.label), op_text(each.op), f"{each.weight_kl:.2e}", inputs)
     yield made
     yield from _rest(len(found.layers), worst)
     yield Text(f"\n{found.kind} noise at {found.sqnr_db:g} dB, on {found.samples} samples")

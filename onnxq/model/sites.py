@@ -18,6 +18,7 @@ from onnxq.model.constants import (
     view_shape,
     views,
 )
+from onnxq.model.labels import label_of
 from onnxq.model.operators import (
     Layout,
     Operand,
@@ -113,9 +114,15 @@ class Weight:
         return operator_name(self.sites[0].node) if self.sites else ", ".join(sorted(set(self._consumers())))
 
     @property
+    def label(self) -> str:
+        """What people call it."""
+        return label_of(self.name, (site.node for site in self.sites))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """What a recipe may call it: its own name and its readers'."""
-        return (self.name, *(site.node.name for site in self.sites if site.node.name))
+        """What a recipe may call it: its own name, its readers', and its label."""
+        readers = (site.node.name for site in self.sites if site.node.name)
+        return tuple(dict.fromkeys((self.name, *readers, self.label)))
 
     def _consumers(self) -> Iterator[str]:
         return (operator_name(node) for node in self.source.consumers())

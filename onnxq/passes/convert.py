@@ -10,12 +10,13 @@ from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.finish import finish, fuse_products
-from onnxq.passes.plan import Decision, Plan, Selection, make_plan
+from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import ActivationPlan, round_activations
 from onnxq.passes.rounding.standard import use_standard_pairs
+from onnxq.passes.selection import Selection
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions

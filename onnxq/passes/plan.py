@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import onnx_ir as ir
 
@@ -17,10 +16,12 @@ from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
+from onnxq.passes.selection import Selection, unmatched
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, Role
 
 _AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
+_ALL = Selection()
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Decision:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         role: What it is for.
@@ -40,6 +42,7 @@ class Decision:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     role: Role
@@ -60,6 +63,7 @@ class Plan:
         decisions: One for each weight.
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
+        unmatched: What patterns of the recipe and the caller match no weight, in sentences.
     """
 
     recipe: str
@@ -67,6 +71,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     opset: int = 0
     ir_version: int = 0
+    unmatched: tuple[str, ...] = ()
 
     @property
     def quantized(self) -> tuple[Decision, ...]:
@@ -117,31 +122,8 @@ def grouping(weight: Weight, spec: QuantSpec) -> Grouping:
     return Grouping(matrix, block, get_scale_type(_AUTO_SCALES[weight.dtype] if spec.scale == "auto" else spec.scale))
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What a caller picks beside the recipe, by globs on the names of weights and of the nodes that read them.
-
-    Attributes:
-        include: Where given, weights that match none of them stay float.
-        exclude: Weights that match one of them stay float.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def refusal(self, weight: Weight) -> str | None:
-        """Why a weight is not picked, or None."""
-        if self.include and not _matches(weight, self.include):
-            return "not included"
-        return "excluded" if _matches(weight, self.exclude) else None
-
-
-def _matches(weight: Weight, globs: tuple[str, ...]) -> bool:
-    return any(fnmatchcase(name, glob) for name in weight.names for glob in globs)
-
-
 def make_plan(
-    model: ir.Model, recipe: Recipe, target: Target, selection: Selection = Selection()
+    model: ir.Model, recipe: Recipe, target: Target, selection: Selection = _ALL
 ) -> tuple[Plan, list[Weight]]:
     """Decide about each weight of a model.
 
@@ -163,8 +145,9 @@ def make_plan(
         if each.spec is not None
         for pair in needs(weight, each.spec, target)
     ]
-    opset = max((opset for opset, _ in versions), default=0)
-    return Plan(recipe.name, target, decisions, opset, max((each for _, each in versions), default=0)), weights
+    opset, ir_version = (max((pair[at] for pair in versions), default=0) for at in (0, 1))
+    slips = tuple(unmatched(weights, recipe, selection))
+    return Plan(recipe.name, target, decisions, opset, ir_version, slips), weights
 
 
 def _decide(
@@ -181,6 +164,7 @@ def _decide(
             spec = answer if reason is None else None
     return Decision(
         weight=weight.name,
+        label=weight.label,
         op=weight.op,
         readers=tuple(site.node.name or "" for site in weight.sites),
         role=weight.role,

@@ -9,7 +9,8 @@ from onnxq.errors import UsageError
 from onnxq.model.load import Model, load
 from onnxq.model.save import Staging, stage
 from onnxq.model.sites import Weight
-from onnxq.passes.plan import Plan, Selection, make_plan
+from onnxq.passes.plan import Plan, make_plan
+from onnxq.passes.selection import Selection
 from onnxq.passes.target import Target
 from onnxq.recipes import Recipe
 from onnxq.statistics.calibration import Calibration

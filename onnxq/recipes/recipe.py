@@ -69,8 +69,10 @@ class Match(BaseModel):
             return False
         if self.op and op not in self.op:
             return False
-        if not (self.name or self.regex):
-            return True
+        return not (self.name or self.regex) or self.matches_name(names)
+
+    def matches_name(self, names: tuple[str, ...]) -> bool:
+        """Whether one of the patterns matches one of the names."""
         return any(fnmatchcase(name, glob) for name in names for glob in self.name) or any(
             re.fullmatch(pattern, name) for name in names for pattern in self.regex
         )

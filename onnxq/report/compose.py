@@ -35,6 +35,7 @@ def planned(
         seconds=time.perf_counter() - started,
         version=package_versions().get("onnxq", "unknown"),
         recipe_text=recipe_text(recipe),
+        notes=made.unmatched,
         versions={"python": platform.python_version(), **package_versions()},
     )
 
@@ -50,7 +51,7 @@ def carried_out(
         entries=tuple(entries),
         changes=done.changes,
         passes=tuple(passes),
-        notes=(*_execution(done.model, asked), *done.cache.sentences(), *done.calibrated),
+        notes=(*_execution(done.model, asked), *done.cache.sentences(), *done.calibrated, *done.plan.unmatched),
     )
 
 
@@ -81,6 +82,7 @@ def _planned(decision: Decision) -> Entry:
     spec = decision.spec
     return Entry(
         weight=decision.weight,
+        label=decision.label,
         op=decision.op,
         readers=decision.readers,
         shape=decision.shape,

@@ -91,9 +91,9 @@ def layers_chart(report: Report) -> Chart | None:
             x=_middle(row, len(report.entries)),
             y=round(100 - axis.place(ratio), 2),
             series=formats.index(str(each.format)),
-            title=f"{each.weight}: {ratio_text(ratio)} ({each.format})",
+            title=f"{each.label}: {ratio_text(ratio)} ({each.format})",
             link=f"w{row}",
-            label=shorten(each.weight, _LABEL_WIDTH) if row == worst and len(found) > 1 else "",
+            label=shorten(each.label, _LABEL_WIDTH) if row == worst and len(found) > 1 else "",
         )
         for row, each, ratio in found
     )
@@ -105,6 +105,7 @@ def layers_chart(report: Report) -> Chart | None:
 def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
     """Loss of each weight alone, in graph order, a colour for each format or recipe."""
     rows = {each.weight: row for row, each in enumerate(report.entries)}
+    labels = {each.weight: each.label for each in report.entries}
     known = [each for each in losses.losses if each.weight in rows and math.isfinite(each.loss)]
     if not known:
         return None
@@ -116,9 +117,9 @@ def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
             x=_middle(rows[each.weight], len(rows)),
             y=round(100 - axis.place(each.loss), 2),
             series=ways.index(each.how),
-            title=f"{each.weight}: {each.loss:.3g} ({each.how})",
+            title=f"{labels[each.weight]}: {each.loss:.3g} ({each.how})",
             link=f"w{rows[each.weight]}",
-            label=shorten(each.weight, _LABEL_WIDTH) if each is worst and len(known) > 1 else "",
+            label=shorten(labels[each.weight], _LABEL_WIDTH) if each is worst and len(known) > 1 else "",
         )
         for each in known
     )

@@ -20,6 +20,7 @@ class Entry:
 
     Attributes:
         weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
         op: Type of the operator that reads it.
         readers: Names of the nodes that read it.
         shape: As the operators read it.
@@ -33,6 +34,7 @@ class Entry:
     """
 
     weight: str
+    label: str
     op: str
     readers: tuple[str, ...]
     shape: tuple[int, ...]

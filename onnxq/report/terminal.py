@@ -83,7 +83,7 @@ def _weights(report: Report) -> Table:
     for each in report.entries:
         shape = shape_text(each.shape)
         what = Text(str(each.spec)) if each.format else Text(str(each.reason), style="dim")
-        made.add_row(Name(each.weight), op_text(each.op), shape, f"{each.size_bytes:,}", f"{each.result_bytes:,}", what)
+        made.add_row(Name(each.label), op_text(each.op), shape, f"{each.size_bytes:,}", f"{each.result_bytes:,}", what)
     sums = f"{_before(report.entries):,}", f"{_after(report.entries):,}"
     made.add_row(f"{len(report.entries)} weights", "", "", *sums, f"{len(report.quantized)} quantized", style="bold")
     return made
@@ -160,7 +160,7 @@ def _worst(report: Report) -> Iterator[RenderableType]:
     measured = [each for each in report.quantized if each.sqnr_db is not None]
     if measured:
         worst = min(measured, key=lambda each: each.sqnr_db or 0.0)
-        yield Text(f"Lowest SQNR: {worst.sqnr_db:.1f} dB, {worst.weight} ({worst.format})")
+        yield Text(f"Lowest SQNR: {worst.sqnr_db:.1f} dB, {worst.label} ({worst.format})")
 
 
 def _before(entries: Sequence[Entry]) -> int:

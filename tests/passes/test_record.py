@@ -1,3 +1,7 @@
+import threading
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +21,41 @@ def test_a_pass_that_fails_is_not_recorded():
     with pytest.raises(ValueError, match="no"), recorder.during("bad"):
         raise ValueError("no")
     assert recorder.records == []
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what is resident")
+def test_a_pass_that_needs_less_than_the_one_before_says_so():
+    recorder = Recorder()
+    with recorder.during("much"):
+        held = np.ones(64 << 20, np.uint8)
+        time.sleep(0.05)
+        del held
+    with recorder.during("little"):
+        pass
+    much, little = (each.peak_bytes or 0 for each in recorder.records)
+    assert much - little > 50 << 20
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="only Linux tells what is resident")
+def test_a_peak_below_the_highest_mark_of_the_process_is_seen():
+    recorder = Recorder()
+    raised = np.ones(128 << 20, np.uint8)
+    del raised
+    with recorder.during("nothing"):
+        pass
+    with recorder.during("half"):
+        held = np.ones(64 << 20, np.uint8)
+        time.sleep(0.05)
+        del held
+    nothing, half = (each.peak_bytes or 0 for each in recorder.records)
+    assert 50 << 20 < half - nothing < 90 << 20
+
+
+def test_no_thread_stays_behind():
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="no"), Recorder().during("bad"):
+        raise ValueError("no")
+    assert threading.active_count() == before
 
 
 def test_the_peak_is_that_of_the_process_and_in_bytes():

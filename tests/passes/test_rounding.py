@@ -20,9 +20,9 @@ from onnxq.methods.grid import GridSpec
 from onnxq.methods.ranges import round_to, scale_of
 from onnxq.methods.solve import gptq
 from onnxq.model.load import from_proto
-from onnxq.passes.plan import Selection
 from onnxq.passes.rounding import plan_activations
 from onnxq.passes.rounding.norms import fold_norms
+from onnxq.passes.selection import Selection
 from onnxq.passes.sink import Memory
 from onnxq.recipes import Recipe, parse_recipe
 

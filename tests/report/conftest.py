@@ -18,7 +18,7 @@ def made_report():
         entries = []
         for number in range(count):
             name = f"model.layers.{number // 5}.{PROJECTIONS[number % 5]}.weight"
-            plain = Entry(name, "MatMul", (f"node_{number}",), (4096, 4096), 32 * MEGABYTE, 32 * MEGABYTE)
+            plain = Entry(name, name, "MatMul", (f"node_{number}",), (4096, 4096), 32 * MEGABYTE, 32 * MEGABYTE)
             if number % 10 == 9:
                 entries.append(Entry(**vars(plain) | {"reason": "no rule matches"}))
                 continue

@@ -100,7 +100,7 @@ def test_names_from_a_model_are_text(made_report):
         recipe=EVIL,
         notes=(EVIL,),
         recipe_text=EVIL,
-        entries=(Entry(EVIL, EVIL, (EVIL,), (1,), 4, 4, reason=EVIL),),
+        entries=(Entry(EVIL, EVIL, EVIL, (EVIL,), (1,), 4, 4, reason=EVIL),),
     )
     text = render(report, tradeoff=Tradeoff(EVIL, (Candidate(1, 1.0, EVIL),)))
     assert "<script>alert" not in text
@@ -116,7 +116,7 @@ def test_a_plan_and_an_empty_model_have_a_page_too(made_report):
 
 
 def test_nothing_lost_is_called_exact(made_report):
-    entry = Entry("w", "MatMul", ("n",), (2, 2), 16, 8, "int8", "int8, per channel", float("inf"))
+    entry = Entry("w", "w", "MatMul", ("n",), (2, 2), 16, 8, "int8", "int8, per channel", float("inf"))
     text = " ".join(Page(render(made_report(1, entries=(entry,)))).text.split())
     assert "Lowest SQNRexact" in text
     assert "inf" not in text

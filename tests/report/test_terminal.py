@@ -8,6 +8,7 @@ from onnxq.report.terminal import bits_each, planned, summary
 
 QUANTIZED = Entry(
     weight="layers.0.up",
+    label="layers.0.up",
     op="MatMul",
     readers=("node",),
     shape=(64, 48),
@@ -17,8 +18,10 @@ QUANTIZED = Entry(
     spec="fp6_e2m3, per channel",
     sqnr_db=31.25,
 )
-EXACT = Entry("zeros", "com.microsoft::FusedMatMul", ("n",), (8, 8), 256, 80, "int8", "int8, per channel", math.inf)
-SKIPPED = Entry("embedding", "Gather", ("look_up",), (100, 4), 1_600, 1_600, reason="embedding: off")
+EXACT = Entry(
+    "zeros", "zeros", "com.microsoft::FusedMatMul", ("n",), (8, 8), 256, 80, "int8", "int8, per channel", math.inf
+)
+SKIPPED = Entry("embedding", "embedding", "Gather", ("look_up",), (100, 4), 1_600, 1_600, reason="embedding: off")
 
 
 def report(*entries: Entry, **changes: object) -> Report:
@@ -93,7 +96,7 @@ def test_a_model_without_weights_is_no_special_case_to_read(render):
 
 
 def test_names_and_reasons_are_text_not_markup():
-    odd = Entry("[bold]w[/bold]", "MatMul", ("n",), (2, 2), 16, 16, reason="[red]no[/red]")
+    odd = Entry("[bold]w[/bold]", "[bold]w[/bold]", "MatMul", ("n",), (2, 2), 16, 16, reason="[red]no[/red]")
     shown = text(planned(report(odd)))
     assert "[bold]w[/bold]" in shown
     assert "[red]no[/red]" in shown

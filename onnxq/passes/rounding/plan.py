@@ -12,7 +12,7 @@ from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Site, Weight, find_weights
 from onnxq.passes.calibrate import channel_axis
 from onnxq.passes.fusion import is_op
-from onnxq.passes.plan import Selection
+from onnxq.passes.selection import Selection
 from onnxq.passes.target import Target, activation_versions
 from onnxq.recipes import ActivationSpec, QuantSpec, Recipe
 from onnxq.statistics.requests import Request
