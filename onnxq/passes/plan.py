@@ -252,7 +252,7 @@ def _planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     A weight that becomes int8 without loss takes some more where the kernel's blocks are filled up.
     """
     kinds = [get_format(name) for name in spec.format]
-    int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16
+    int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
     bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)
     group = grouping(weight, spec)
     # Scales of one byte have one float32 for the tensor beside them.
