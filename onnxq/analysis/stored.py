@@ -162,7 +162,8 @@ def _stored(
     """From codes, scales and perhaps zero points, and what else the operator reads that is stored for this weight."""
     codes, scale, zero = (*operands, None)[:3]
     scales = _scales(scale)
-    beside = _outliers(node)
+    adding = _adding(node)
+    beside = [] if adding is None else [each for each in map(constant_tensor, adding.inputs[1:]) if each is not None]
     tensors = [constant_tensor(codes), *scales, *map(constant_tensor, (zero, *others)), *beside]
     maker = None if scale is None else scale.producer()
     scale_name = "?" if not scales else _SCALES.get(scales[0].dtype, scales[0].dtype.name.lower())
@@ -170,10 +171,10 @@ def _stored(
         # One byte each, whose meaning is that of the operator.
         scale_name = maker.op_type.removeprefix("Scale").lower()
     name = "" if codes is None else str(codes.name)
-    dequantizes = node.op_type.startswith("Dequantize")
+    dequantizes = node.op_type.startswith(("Dequantize", "PartlyBinary"))
     return StoredWeight(
         name=name,
-        label=label_of(name, (use.node for use in node.outputs[0].uses()) if dequantizes else (node,)),
+        label=label_of(name, [use.node for use in (adding or node).outputs[0].uses()] if dequantizes else [node]),
         op=operator_name(node),
         format=kind.name,
         bits=kind.bits,
@@ -186,13 +187,10 @@ def _stored(
     )
 
 
-def _outliers(node: ir.Node) -> list[ir.TensorProtocol]:
-    """What is added to the weight that a node makes: distances and numbers."""
-    added = [
-        use.node for use in node.outputs[0].uses() if (use.node.domain, use.node.op_type) == (DOMAIN, "AddOutliers")
-    ]
-    operands = added[0].inputs[1:] if added else ()
-    return [tensor for each in operands if (tensor := constant_tensor(each)) is not None]
+def _adding(node: ir.Node) -> ir.Node | None:
+    """The node that adds outliers to the weight that a node makes."""
+    users = (use.node for use in node.outputs[0].uses())
+    return next((user for user in users if (user.domain, user.op_type) == (DOMAIN, "AddOutliers")), None)
 
 
 def _along(length: int, block: int) -> str:

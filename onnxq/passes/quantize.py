@@ -116,10 +116,10 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         raise ValueError(weight.name)
     counts = histogram(weight.read().reshape(solution.codes.shape), solution)
     text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
-    beside_it = solution.low_rank is not None or solution.outliers is not None
+    alone = solution.low_rank is None and solution.outliers is None
     beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and not beside_it else None
+    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and alone else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if is_matmul_weight(weight) and not reads_integers(weight):

@@ -79,6 +79,14 @@ def test_their_bytes_are_planned_written_and_found_again():
     assert (stored.size_bytes, stored.outliers, stored.format) == (planned[1].planned_bytes, count, "int3")
 
 
+def test_a_weight_goes_by_the_module_that_reads_it_behind_them():
+    model = proto()
+    model.graph.node[0].metadata_props.add(key="namespace", value=": M/layers.0.up: Linear/linear: aten.linear")
+    made, _ = onnxq.quantize_proto(model, recipe(0.02))
+    (stored,) = find_stored(from_proto(made).ir)
+    assert stored.label == "layers.0.up"
+
+
 @pytest.mark.parametrize("target", ["ort", "ort-int8", "ort-cuda", "native", "standard"])
 @pytest.mark.parametrize("name", ["uint4, symmetric: false", "int8", "fp6_e2m3", "nf4"])
 def test_every_target_and_format_holds_them(name, target):

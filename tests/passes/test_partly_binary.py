@@ -26,6 +26,7 @@ COUNT = 307
 
 def proto() -> onnx.ModelProto:
     made = parser.parse_model(TEXT)
+    made.graph.node[0].metadata_props.add(key="namespace", value=": M/layers.0.up: Linear/linear: aten.linear")
     made.graph.initializer.append(numpy_helper.from_array(WEIGHT, "w"))
     return made
 
@@ -67,6 +68,7 @@ def test_its_bytes_are_planned_written_and_found_again():
     loaded = from_proto(made)
     (stored,) = find_stored(loaded.ir)
     assert (stored.size_bytes, stored.format, stored.granularity) == (expected, "binary", "groups of 32")
+    assert stored.label == "layers.0.up"
     assert stored.bits_each == pytest.approx(8 * expected / WEIGHT.size)
     assert execution(loaded).functions == {"PartlyBinary": 1}
 
