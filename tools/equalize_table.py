@@ -8,7 +8,8 @@
 channels that are many times as large as the others, one with spikes at the first token of two layers. Each is
 quantized with every step, calibrated on `calibration.npy`, and measured on `heldout.npy`; `none` is the model itself. A
 share is (nll without steps - nll) / (nll without steps - nll of the float model): 100 % is the float model, and below
-zero a step hurts. With GPTQ, the nll without steps is that of rounding to nearest.
+zero a step hurts. With GPTQ, the nll without steps is that of rounding to nearest; a scheme with GPTQ is measured
+together with the one that it is compared with (`--schemes w4a4,w4a4-gptq`).
 """
 
 import argparse
@@ -38,17 +39,41 @@ _HEADER = ("outliers", "weights and activations", "step", "nll added", "share ta
 SCHEMES = {
     "w8a8": "weight: {format: int8}, activation: {format: int8}",
     "w4a4-fp": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1}",
+    "w8a8-gptq": "weight: {format: int8, method: gptq}, activation: {format: int8}",
+    "w4a4-fp-gptq": "weight: {format: fp4_e2m1, method: gptq}, activation: {format: fp4_e2m1}",
+    "w4a4-static": "weight: {format: int4}, activation: {format: int4}",
+    "w4a4-static-gptq": "weight: {format: int4, method: gptq}, activation: {format: int4}",
     "w4a4": "weight: {format: int4}, activation: {format: int4, granularity: token}",
     "w4a4-gptq": "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token}",
+    "w4a4-clip": (
+        "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token, clip_ratio: 0.9}"
+    ),
+    "w4a4-zero": (
+        "weight: {format: int4, method: gptq}, "
+        "activation: {format: uint4, symmetric: false, granularity: token, clip_ratio: 0.9}"
+    ),
     "w4": "weight: {format: int4}",
 }
 # Shares are those of what another scheme adds without steps.
-BASES = {"w4a4-gptq": "w4a4"}
+BASES = {
+    "w8a8-gptq": "w8a8",
+    "w4a4-fp-gptq": "w4a4-fp",
+    "w4a4-static-gptq": "w4a4-static",
+    "w4a4-gptq": "w4a4",
+    "w4a4-clip": "w4a4",
+    "w4a4-zero": "w4a4",
+}
 ABOUT = {
     "w8a8": "INT8, one scale for the activation",
+    "w8a8-gptq": "INT8 with GPTQ, one scale for the activation",
     "w4a4-fp": "FP4 E2M1, one scale for the activation",
+    "w4a4-fp-gptq": "FP4 E2M1 with GPTQ, one scale for the activation",
+    "w4a4-static": "INT4, one scale for the activation",
+    "w4a4-static-gptq": "INT4 with GPTQ, one scale for the activation",
     "w4a4": "INT4, a scale for each token",
     "w4a4-gptq": "INT4 with GPTQ, a scale for each token",
+    "w4a4-clip": "INT4 with GPTQ, a scale for each token, clipped at 0.9",
+    "w4a4-zero": "INT4 with GPTQ, a scale and a zero point for each token, clipped at 0.9",
     "w4": "INT4 and float",
 }
 # (outliers, scheme): steps, the first of them none.
@@ -69,11 +94,28 @@ STEPS = {
         "rotate",
     ],
     ("channels", "w4a4-gptq"): ["", "smooth", "rotate, choose: false", "rotate"],
-    ("spikes", "w8a8"): ["", "smooth", "aweq", "disassemble, insert: true"],
+    ("channels", "w4a4-clip"): ["rotate"],
+    ("channels", "w4a4-zero"): ["rotate"],
+    ("spikes", "w8a8"): ["", "smooth", "aweq", "disassemble, insert: true", "rotate"],
+    ("spikes", "w8a8-gptq"): ["rotate"],
+    ("spikes", "w4a4-fp"): ["", "rotate"],
+    ("spikes", "w4a4-fp-gptq"): ["rotate"],
+    ("spikes", "w4a4-static"): ["", "rotate"],
+    ("spikes", "w4a4-static-gptq"): ["rotate"],
     ("spikes", "w4a4"): ["", "smooth", "rotate, choose: false", "rotate"],
     ("spikes", "w4a4-gptq"): ["", "rotate"],
+    ("spikes", "w4a4-clip"): ["rotate"],
+    ("spikes", "w4a4-zero"): ["rotate"],
+    ("none", "w8a8"): [""],
+    ("none", "w8a8-gptq"): ["rotate"],
+    ("none", "w4a4-fp"): [""],
+    ("none", "w4a4-fp-gptq"): ["rotate"],
+    ("none", "w4a4-static"): [""],
+    ("none", "w4a4-static-gptq"): ["rotate"],
     ("none", "w4a4"): ["", "smooth", "rotate, choose: false", "rotate"],
     ("none", "w4a4-gptq"): ["", "rotate"],
+    ("none", "w4a4-clip"): ["rotate"],
+    ("none", "w4a4-zero"): ["rotate"],
     ("none", "w4"): ["", "rotate, sites: [residual, value], choose: false", "rotate, sites: [residual, value]"],
 }
 

@@ -87,7 +87,14 @@ COLUMNS = {
     "gptq, all formats": Column("gptq", "sequential", widened=True),
     "gptq, 0.5 % outliers": Column("gptq", "sequential", more=", outliers: 0.005"),
     "pb-llm, same bits": Column("pb-llm", "sequential"),
+    "erq": Column("erq", "sequential"),
+    "rtn + bias": Column("rtn", "sequential"),
+    "gptq + bias": Column("gptq", "sequential"),
+    "gptq + norm": Column("gptq", "sequential"),
+    "gptq, float statistics + norm": Column("gptq", "float"),
 }
+# What a recipe corrects behind its method.
+CORRECTIONS = ("bias", "norm")
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,8 @@ def recipe_of(row: str, column: str) -> Recipe | None:
         if narrow is None:
             return None
         spec = spec.replace(narrow, ALL_OF_WIDTH[narrow])
-    return parse_recipe(f"rules:\n- weight: {{{spec}, method: {chosen.method}{chosen.more}}}")
+    correct = [each for each in CORRECTIONS if column.endswith(f" + {each}")]
+    return parse_recipe(f"correct: {correct}\nrules:\n- weight: {{{spec}, method: {chosen.method}{chosen.more}}}")
 
 
 def measure(rows: Sequence[str], columns: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Cell]:

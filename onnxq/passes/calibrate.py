@@ -1,7 +1,7 @@
 """Which statistics a plan needs, and where in the model they are found."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -114,14 +114,27 @@ def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Readi
     return Reading(tensor, channels, view)
 
 
-def requests(plan: Plan, weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
-    """What the solvers of a plan want to know about activations."""
+def requests(
+    plan: Plan, weights: Sequence[Weight], graph: ir.Graph, exact: Mapping[str, str] | None = None
+) -> list[Request]:
+    """What the solvers and corrections of a plan want to know about activations.
+
+    Args:
+        plan: From `make_plan`.
+        weights: From `make_plan`.
+        graph: The main graph.
+        exact: Activations that are rounded, and what each was before.
+    """
     wanted = []
     for weight, decision in zip(weights, plan, strict=True):
-        if decision.spec is not None and SOLVERS[decision.spec.method].hessian != "no":
-            reading = reading_of(weight, graph)
-            if reading is not None and reading.view.groups == 1:
-                wanted.append(reading.request("hessian"))
+        reading = None if decision.spec is None else reading_of(weight, graph)
+        if decision.spec is None or reading is None or reading.view.groups != 1:
+            continue
+        if SOLVERS[decision.spec.method].hessian != "no":
+            wanted.append(reading.request("hessian"))
+        if "bias" in plan.correct:
+            before = (exact or {}).get(reading.tensor, reading.tensor)
+            wanted += [replace(reading, tensor=name).request("channel_sum") for name in (reading.tensor, before)]
     return wanted
 
 
@@ -131,7 +144,7 @@ def all_requests(weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
     for weight in weights:
         if (reading := reading_of(weight, graph)) is not None:
             if reading.view.groups == 1:
-                wanted.append(reading.request("hessian"))
+                wanted.append(reading.request("hessian", "channel_sum"))
             if reading.view.rank == 2:
                 wanted.append(reading.request(*_CHANNEL_KINDS))
             wanted.append(reading.request("absmax", "min", "max"))
@@ -139,9 +152,10 @@ def all_requests(weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:
 
 
 def needy(plan: Plan) -> list[str]:
-    """Methods of a plan that cannot do without data."""
+    """What of a plan cannot do without data."""
     methods = {each.spec.method for each in plan if each.spec is not None}
-    return sorted(name for name in methods if SOLVERS[name].hessian == "needs")
+    needing = sorted(f"method {name}" for name in methods if SOLVERS[name].hessian == "needs")
+    return needing + [f"correct: {name}" for name in plan.correct]
 
 
 def statistics_for(
@@ -150,6 +164,7 @@ def statistics_for(
     weights: Sequence[Weight],
     calibration: Calibration | None,
     file: str | Path | None = None,
+    exact: Mapping[str, str] | None = None,
 ) -> Statistics | None:
     """What the methods of a plan want to know about activations, from data or from a file; None if it is nothing.
 
@@ -159,10 +174,10 @@ def statistics_for(
     """
     if calibration is not None and file is not None:
         raise UsageError("give either calibration data or a file of statistics")
-    wanted = requests(plan, weights, model.ir.graph)
+    wanted = requests(plan, weights, model.ir.graph, exact)
     if calibration is None and file is None:
-        if methods := needy(plan):
-            raise UsageError(f"method {', '.join(methods)} needs calibration data: --calib DATA, or --calib synthetic")
+        if needing := needy(plan):
+            raise UsageError(f"{', '.join(needing)} needs calibration data: --calib DATA, or --calib synthetic")
         return None
     if not wanted:
         return None

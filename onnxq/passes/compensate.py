@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Editor, add_behind
 from onnxq.passes.insert import Shelf
 from onnxq.passes.sink import Sink
 
@@ -29,12 +29,5 @@ def compensate(editor: Editor, weight: Weight, low_rank: LowRank, sink: Sink) ->
         thin = editor.before(node, ("", "MatMul"), [node.inputs[0], left], {}, thin)
         taken = ir.Value(name=f"{name}_taken", type=result.type, shape=result.shape)
         taken = editor.before(node, ("", "MatMul"), [thin, right], {}, taken)
-        total = ir.Value(name=name, type=result.type, shape=result.shape)
-        (total,) = editor.behind(result, ("", "Add"), [result, taken], {}, [total])
-        ir.convenience.replace_all_uses_with(result, total, replace_graph_outputs=True)
-        adding = total.producer()
-        if adding is not None:
-            adding.replace_input_with(0, result)
-        # Others know the value by its name.
-        result.name, total.name = total.name, result.name
+        add_behind(editor, result, taken)
     return shelf.size_bytes

@@ -9,7 +9,9 @@ from onnxq.model.load import Model
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, requests, statistics_for
+from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
+from onnxq.passes.layers import Layers, Solving
 from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
@@ -20,6 +22,7 @@ from onnxq.passes.selection import Selection
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
+from onnxq.passes.solving import work_of
 from onnxq.passes.step import Change, Context
 from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
 from onnxq.recipes import Recipe
@@ -137,13 +140,15 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     with during("calibrate the cache"):
         ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
     statistics, solutions = None, None
-    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
-        with during("calibrate and solve, layer by layer"):
-            solutions = _in_sequence(model, plan, weights, asked, asked.calibration, rounded.exact, folder)
-    else:
+    in_sequence = asked.calibration is not None and _is_sequential(plan, asked, asked.calibration)
+    if not in_sequence:
         with during("calibrate"):
-            statistics = _at_once(model, plan, weights, asked, rounds=bool(rounded.plan.sites))
-    calibrated = _calibrated(model, asked, statistics or rounded.ranges or ranges, in_sequence=solutions is not None)
+            statistics = _at_once(model, plan, weights, asked, rounded.exact)
+    if in_sequence or plan.correct:
+        with during("calibrate and solve, layer by layer" if in_sequence else "solve and correct"):
+            solutions, corrections = _solved(model, plan, weights, asked, statistics, rounded.exact, folder)
+        changes = (*changes, *corrections.found.changes)
+    calibrated = _calibrated(model, asked, statistics or rounded.ranges or ranges, in_sequence=in_sequence)
     plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
     done = Converted(model, plan, changes, rounded.plan, (), calibrated, cache)
     if not plan.quantized and not done.is_changed:
@@ -171,39 +176,43 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     return replace(done, results=tuple(results))
 
 
-def _in_sequence(
+def _solved(
     model: Model,
     plan: Plan,
     weights: Sequence[Weight],
     asked: Conversion,
-    calibration: Calibration,
+    statistics: Statistics | None,
     exact: Mapping[str, str],
     folder: Path,
-) -> Solutions:
-    """All weights solved, each layer behind the quantized layers before it."""
-    return solve_in_sequence(
-        model,
-        plan,
-        weights,
-        calibration,
-        folder / "solutions" if asked.resume is None else Path(asked.resume),
-        rounded=exact,
-        non_finite=asked.recipe.non_finite,
-        device=asked.device,
-        threads=asked.threads,
-    )
+) -> tuple[Solutions, Corrections]:
+    """All weights solved, and what is to be corrected around them: on statistics, or without them layer by layer."""
+    corrections = Corrections(model, work_of(model.ir.graph, plan, weights), plan.correct)
+    how: Solving = {"non_finite": asked.recipe.non_finite, "device": asked.device, "threads": asked.threads}
+    kept = folder / "solutions" if asked.resume is None else Path(asked.resume)
+    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
+        solutions = solve_in_sequence(
+            model, plan, weights, asked.calibration, kept, corrections=corrections, rounded=exact, **how
+        )
+    else:
+        layers = Layers(
+            corrections.work, Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how
+        )
+        layers.finish(range(len(corrections.work)), statistics)
+        solutions = layers.solutions
+    corrections.apply()
+    return solutions, corrections
 
 
 def _at_once(
-    model: Model, plan: Plan, weights: Sequence[Weight], asked: Conversion, *, rounds: bool
+    model: Model, plan: Plan, weights: Sequence[Weight], asked: Conversion, exact: Mapping[str, str]
 ) -> Statistics | None:
     """What the methods want to know about activations, all of it on the float weights."""
-    if asked.statistics is not None and rounds and requests(plan, weights, model.ir.graph):
+    if asked.statistics is not None and exact and requests(plan, weights, model.ir.graph):
         raise UsageError(
             f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
             "does not know: give the data, --calib DATA"
         )
-    return statistics_for(model, plan, weights, asked.calibration, asked.statistics)
+    return statistics_for(model, plan, weights, asked.calibration, asked.statistics, exact)
 
 
 def _calibrated(model: Model, asked: Conversion, seen: Statistics | None, *, in_sequence: bool) -> tuple[str, ...]:

@@ -140,6 +140,34 @@ def _attributes(attributes: Mapping[str, int | list[int]]) -> list[ir.Attr]:
     return [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
 
 
+def add_behind(editor: Editor, value: ir.Value, term: ir.Value) -> ir.Node:
+    """Add something to a value for all who read it; the sum takes its name, by which others know it.
+
+    Returns:
+        The Add, whose second input is `term`.
+    """
+    total = ir.Value(name=value.name, type=value.type, shape=value.shape)
+    (total,) = editor.behind(value, ("", "Add"), [value, term], {}, [total])
+    node = total.producer()
+    if node is None:
+        raise ValueError(value.name)
+    ir.convenience.replace_all_uses_with(value, total, replace_graph_outputs=True)
+    node.replace_input_with(0, value)
+    value.name, total.name = total.name, value.name
+    return node
+
+
+def take_back(adding: ir.Node) -> None:
+    """Undo `add_behind`."""
+    (value, term), total = adding.inputs[:2], adding.outputs[0]
+    if value is None or term is None or adding.graph is None:
+        raise ValueError(adding.name)
+    ir.convenience.replace_all_uses_with(total, value, replace_graph_outputs=True)
+    value.name = total.name
+    adding.graph.remove(adding, safe=True)
+    drop_unused(term)
+
+
 def drop_unused(value: ir.Value) -> None:
     """Remove a constant that nobody reads any more, with the nodes between it and its last readers."""
     if value.uses() or value.is_graph_output():

@@ -18,7 +18,7 @@ from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
 from onnxq.passes.selection import Selection, unmatched
 from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
-from onnxq.recipes import QuantSpec, Recipe, Role
+from onnxq.recipes import Correction, QuantSpec, Recipe, Role
 
 _AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
 _ALL = Selection()
@@ -64,6 +64,7 @@ class Plan:
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
         unmatched: What patterns of the recipe and the caller match no weight, in sentences.
+        correct: What is changed around the quantized weights.
     """
 
     recipe: str
@@ -72,6 +73,7 @@ class Plan:
     opset: int = 0
     ir_version: int = 0
     unmatched: tuple[str, ...] = ()
+    correct: tuple[Correction, ...] = ()
 
     @property
     def quantized(self) -> tuple[Decision, ...]:
@@ -147,7 +149,7 @@ def make_plan(
     ]
     opset, ir_version = (max((pair[at] for pair in versions), default=0) for at in (0, 1))
     slips = tuple(unmatched(weights, recipe, selection))
-    return Plan(recipe.name, target, decisions, opset, ir_version, slips), weights
+    return Plan(recipe.name, target, decisions, opset, ir_version, slips, recipe.correct), weights
 
 
 def _decide(

@@ -8,15 +8,11 @@ data and model, however many stages there are.
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.methods.backend import get_module
 from onnxq.model.constants import undo_views, view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
@@ -24,17 +20,17 @@ from onnxq.model.opset import opset_of
 from onnxq.model.sites import Weight
 from onnxq.passes.activations import BUDGET_BYTES, Activations
 from onnxq.passes.calibrate import float_name
-from onnxq.passes.curvatures import Curvatures
+from onnxq.passes.correct import Corrections
 from onnxq.passes.flow import Flow
+from onnxq.passes.layers import Layers
 from onnxq.passes.plan import Plan
 from onnxq.passes.solutions import Solutions
-from onnxq.passes.solving import Work, in_order, solve, work_of
+from onnxq.passes.solving import work_of
 from onnxq.passes.stages import Layer, Stage, stages
 from onnxq.recipes import NonFinitePolicy
 from onnxq.statistics.answers import add_answers, answering_tap, check_answers
 from onnxq.statistics.batches import Batch
 from onnxq.statistics.calibration import Calibration
-from onnxq.statistics.requests import merged
 from onnxq.statistics.shelf import Shelf
 from onnxq.statistics.statistics import Statistics
 
@@ -46,6 +42,7 @@ def solve_in_sequence(
     calibration: Calibration,
     folder: Path,
     *,
+    corrections: Corrections | None = None,
     rounded: Mapping[str, str] | None = None,
     non_finite: NonFinitePolicy = "error",
     device: str = "cpu",
@@ -62,6 +59,7 @@ def solve_in_sequence(
         calibration: The data.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
+        corrections: Of this model, where weights are corrected after rounding; takes in what is found.
         rounded: Activations that are rounded, and what each was before; layers make up for the difference.
         non_finite: What to do with a weight that holds NaN or Inf.
         device: `cpu` or `cuda`: where weights are solved.
@@ -75,43 +73,40 @@ def solve_in_sequence(
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.
     """
-    xp = get_module(device)
     work = work_of(model.ir.graph, plan, weights)
-    solutions = Solutions(folder, _run(model, plan, calibration, non_finite))
-    layers = [
-        Layer(
-            item.measured.tensor if item.measured else None,
-            tuple(site.node for site in item.weight.sites),
-        )
-        for item in work
-    ]
-    made = stages(model.ir.graph, layers)
+    layers = Layers(
+        work,
+        Solutions(folder, _run(model, plan, calibration, non_finite)),
+        corrections or Corrections(model, work, ()),
+        float_name=float_name,
+        non_finite=non_finite,
+        device=device,
+        threads=threads,
+    )
+    readings = [layers.reading(at) for at in range(len(work))]
+    made = stages(
+        model.ir.graph,
+        [
+            Layer(reading.tensor if reading else None, tuple(site.node for site in item.weight.sites))
+            for reading, item in zip(readings, work, strict=True)
+        ],
+    )
     staged = {number for stage in made for number in stage.layers}
-    with ExitStack() as stack:
-        executor = stack.enter_context(ThreadPoolExecutor(threads))
-        temporary = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
-        parts = _Parts(model, work, solutions, calibration, (temporary, budget_bytes), rounded)
-
-        def finish(numbers: Sequence[int], statistics: Statistics | None) -> None:
-            curvatures = Curvatures(statistics)
-            left = [number for number in numbers if not solutions.has(number)]
-            calls = [partial(solve, work[at], non_finite, curvatures.of(work[at].measured), xp) for at in left]
-            for number, solution in zip(left, in_order(executor, calls), strict=True):
-                solutions.put(number, solution)
-
-        finish([number for number in range(len(work)) if number not in staged], None)
+    layers.finish([number for number in range(len(work)) if number not in staged], None)
+    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
+        parts = _Parts(model, layers, calibration, (Path(temporary), budget_bytes), rounded)
         for done, stage in enumerate(made):
-            if all(solutions.has(number) for later in made[done:] for number in later.layers):
-                break
-            finish(stage.layers, parts.run(stage))
+            left = any(layers.left(later.layers) for later in made[done:])
+            layers.finish(stage.layers, parts.run(stage) if left else None)
             if progress is not None:
                 progress(done + 1, len(made))
-    return solutions
+    return layers.solutions
 
 
 def _run(model: Model, plan: Plan, calibration: Calibration, policy: NonFinitePolicy) -> dict[str, str]:
     """What solutions depend on."""
     decisions = [(each.weight, each.spec.model_dump_json()) for each in plan if each.spec is not None]
+    decisions += [("correct", each) for each in plan.correct]
     return {
         "model": model_digest(model),
         "plan": hashlib.sha256(repr((decisions, policy)).encode()).hexdigest(),
@@ -125,19 +120,17 @@ class _Parts:
     def __init__(
         self,
         model: Model,
-        work: Sequence[Work],
-        solutions: Solutions,
+        layers: Layers,
         calibration: Calibration,
         room: tuple[Path, int],
         rounded: Mapping[str, str] | None,
     ) -> None:
         self._opset = opset_of(model.ir)
-        self._work = work
-        self._solutions = solutions
+        self._layers = layers
         self._calibration = calibration
-        self._rounds = bool(rounded)
+        self._aiming = {at for at, each in enumerate(layers.work) if each.aims(rounds=bool(rounded))}
         # The float model runs beside only if some layer makes up for the difference.
-        self._aims = any(each.aims(rounds=self._rounds) for each in work)
+        self._beside = bool(self._aiming or layers.corrections.biases)
         folder, budget_bytes = room
 
         def kept(name: str) -> Activations:
@@ -149,15 +142,15 @@ class _Parts:
 
     def run(self, stage: Stage) -> Statistics | None:
         """Run the part of a stage; the statistics of its layers, or None where all of them are solved."""
-        wanted = [self._work[at] for at in stage.layers if not self._solutions.has(at)]
-        aimed = merged(
-            each.measured.against_float() for each in wanted if each.measured and each.aims(rounds=self._rounds)
-        )
-        requests = [*merged(each.measured.request("hessian") for each in wanted if each.measured), *aimed]
+        layers = self._layers
+        wanted = layers.left(stage.layers)
+        requests = layers.requests(wanted, self._aiming)
         shelf = Shelf(2 * sum(each.size_bytes for each in requests))
         taps = [answering_tap(at, each, self._opset, shelf) for at, each in enumerate(requests)]
-        floats = {float_name(each.tensor): each.tensor for each in aimed}
-        if self._aims:
+        readings = {reading.tensor for at in wanted if (reading := layers.reading(at)) is not None}
+        asked = {name for each in requests for name in (each.tensor, *(each.other or ())[:1])}
+        floats = {name: tensor for tensor in readings if (name := float_name(tensor)) in asked}
+        if self._beside:
             self._float.run(stage, [*floats.values()])
 
         def beside(number: int) -> dict[str, np.ndarray]:
@@ -174,12 +167,18 @@ class _Parts:
         return Statistics(shelf.answers, samples, self._calibration.is_synthetic) if requests else None
 
     def _solved(self, stage: Stage) -> list[tuple[ir.TensorProtocol, np.ndarray]]:
-        """The weights that run in a part and are solved, as the solutions mean them."""
-        found = []
+        """The weights that run in a part and are solved, as the solutions mean them, and what is added to products."""
+        found, solutions, corrected = [], self._layers.solutions, self._layers.corrections.found
         for number in stage.applied:
-            if self._solutions.has(number) and not isinstance(solution := self._solutions.get(number), str):
-                weight = self._work[number].weight
-                found.append((weight.tensor, as_stored(weight, solution.weight())))
+            if solutions.has(number) and not isinstance(solution := solutions.get(number), str):
+                weight, array = self._layers.work[number].weight, solution.weight()
+                if number in corrected.factors:
+                    # What the norm gave is kept as it was, so the weight takes the factors.
+                    array = array * corrected.factors[number][:, None]
+                found.append((weight.tensor, as_stored(weight, array)))
+            if number in corrected.biases:
+                tensor = self._layers.corrections.biases[number].tensor
+                found.append((tensor, corrected.biases[number].astype(tensor.dtype.numpy())))
         return found
 
 

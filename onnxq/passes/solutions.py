@@ -1,4 +1,7 @@
-"""`Solutions`: solved weights in a folder, so that they take no memory and an interrupted run goes on where it was."""
+"""`Solutions`: solved weights in a folder, so that they take no memory and an interrupted run goes on where it was.
+
+Beside them lies what was corrected around weights that were finished together.
+"""
 
 import json
 import os
@@ -89,15 +92,7 @@ class Solutions:
                 }
             if solution.outliers is not None:
                 arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
-        path = self._path(number)
-        try:
-            with path.with_suffix(".part").open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
-                os.fsync(file.fileno())
-            path.with_suffix(".part").replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot keep solutions in '{self._folder}': {error.strerror}") from error
+        self._put(self._path(number), arrays)
 
     def get(self, number: int) -> Solution | str:
         """The solution of a weight, or why it stays float.
@@ -106,8 +101,7 @@ class Solutions:
             DataError: The file is damaged.
         """
         try:
-            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = _read(self._path(number))
             if "reason" in arrays:
                 return str(arrays["reason"])
             kind, scale_type, *others = (str(each) for each in arrays["names"])
@@ -135,8 +129,49 @@ class Solutions:
         except Exception as error:  # zipfile, zlib and numpy fail in many ways
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
 
+    def has_corrected(self, first: int) -> bool:
+        """Whether it is known what was corrected around the weights of which this is the first."""
+        return self._corrected(first).exists()
+
+    def put_corrected(self, first: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keep what was corrected.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        self._put(self._corrected(first), arrays)
+
+    def get_corrected(self, first: int) -> dict[str, np.ndarray]:
+        """What was corrected.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        try:
+            return _read(self._corrected(first))
+        except Exception as error:  # as above
+            raise DataError(f"'{self._corrected(first)}' is damaged; delete it to correct again") from error
+
+    def _put(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        try:
+            with path.with_suffix(".part").open("wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+                file.flush()
+                os.fsync(file.fileno())
+            path.with_suffix(".part").replace(path)
+        except OSError as error:
+            raise OutputError(f"cannot keep solutions in '{self._folder}': {error.strerror}") from error
+
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.npz"
+
+    def _corrected(self, first: int) -> Path:
+        return self._folder / f"corrected-{first}.npz"
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
+from onnxq.formats.base import Floats
 from onnxq.methods import outliers
 from onnxq.methods.correct import aqer, low_rank
 from onnxq.methods.curvature import Curvature
@@ -52,7 +53,17 @@ class Work:
     def measured(self) -> Reading | None:
         """The activation whose statistics its solver wants and can have, or None."""
         wanted = SOLVERS[self.spec.method].hessian != "no"
-        return self.reading if wanted and self.reading is not None and self.reading.view.groups == 1 else None
+        return self.known if wanted else None
+
+    @property
+    def known(self) -> Reading | None:
+        """The activation that it is multiplied with, where it is one matrix."""
+        return self.reading if self.reading is not None and self.reading.view.groups == 1 else None
+
+    def matrix(self) -> Floats:
+        """The weight as the float model has it, [K, C]; clamped where it is not finite."""
+        array = self.weight.read().reshape(grouping(self.weight, self.spec).matrix).astype(np.float32)
+        return as_matrix(array if np.isfinite(array).all() else _clamped(array))
 
     def aims(self, *, rounds: bool) -> bool:
         """Whether it makes up for the errors of the layers before, with activations that are rounded or not."""
@@ -148,9 +159,21 @@ def _aimed(weight: np.ndarray, curvature: Curvature, rounded: Callable[[np.ndarr
     exact = weight.astype(np.float32)
     # Raises for NaN and Inf, which the correction would spread.
     extremes(exact, None)
-    solution = rounded(exact + aqer.SHARE * (curvature.correction @ exact[0]))
+    solution = rounded(aimed(exact[0], curvature)[None])
     error = solution.weight() - exact
     return replace(solution, squared_error=float(np.vdot(error, error)), squared_norm=float(np.vdot(exact, exact)))
+
+
+def aimed(weight: Floats, curvature: Curvature) -> Floats:
+    """What is rounded in the place of a weight [K, C]."""
+    if curvature.correction is None:
+        return weight
+    return np.asarray(weight + aqer.SHARE * (curvature.correction @ weight), np.float32)
+
+
+def as_matrix(array: np.ndarray) -> np.ndarray:
+    """[1, K, C], or [C, K, 1] of a convolution, as [K, C]."""
+    return array[0] if array.shape[2] != 1 else np.ascontiguousarray(_turn(array)[0])
 
 
 def _turn(array: np.ndarray) -> np.ndarray:

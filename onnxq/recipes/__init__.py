@@ -3,7 +3,7 @@
 from onnxq.recipes.activation import ActivationSpec, is_roundable
 from onnxq.recipes.cache import CachePart, CacheSpec
 from onnxq.recipes.load import load_recipe, parse_recipe, preset_names
-from onnxq.recipes.recipe import Match, NonFinitePolicy, Recipe, Role, Rule
+from onnxq.recipes.recipe import Correction, Match, NonFinitePolicy, Recipe, Role, Rule
 from onnxq.recipes.spec import Granularity, QuantSpec
 from onnxq.recipes.steps import SITE_KINDS, STEPS, Aweq, Awq, Disassemble, Rotate, Shift, SiteKind, Smooth, Step
 
@@ -17,6 +17,7 @@ __all__ = [
     "ActivationSpec",
     "CachePart",
     "CacheSpec",
+    "Correction",
     "Granularity",
     "Match",
     "NonFinitePolicy",

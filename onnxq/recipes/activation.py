@@ -22,6 +22,8 @@ class ActivationSpec(BaseModel):
             less of it (`percentile`, `entropy`, `mse`); `dynamic` measures each input while the model runs. By default
             `dynamic` for tokens and `absmax` for all else.
         percentile: Of the values, in percent, that are within the range; for `range: percentile`.
+        clip_ratio: With `granularity: token`, how much of a row's range the format covers; what lies beyond is clipped,
+            and all else rounded more finely (QuaRot, arXiv 2404.00456, takes 0.9 at four bits).
         symmetric: False places a zero point where the values lie; integers only.
     """
 
@@ -31,6 +33,7 @@ class ActivationSpec(BaseModel):
     granularity: ActivationGranularity = "tensor"
     range: Range | None = None
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    clip_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
     symmetric: bool = True
 
     @field_validator("format")
@@ -51,6 +54,8 @@ class ActivationSpec(BaseModel):
         integer = isinstance(get_format(self.format), Integer)
         if self.granularity == "token" and not self.is_dynamic:
             raise ValueError(f"granularity token has a scale for each row it meets: leave out range: {self.range}")
+        if self.granularity != "token" and self.clip_ratio != 1:
+            raise ValueError("clip_ratio goes with granularity: token; static scales have range: mse or percentile")
         if self.granularity == "channel" and self.ranging != "absmax":
             raise ValueError(f"granularity channel takes range: absmax, not {self.ranging}")
         if not self.symmetric and not integer:
@@ -85,6 +90,8 @@ class ActivationSpec(BaseModel):
             parts.append(f"percentile {self.percentile:g}")
         elif self.ranging != "absmax" and self.granularity != "token":
             parts.append(self.ranging)
+        if self.clip_ratio != 1:
+            parts.append(f"clipped at {self.clip_ratio:g}")
         return ", ".join(parts)
 
 

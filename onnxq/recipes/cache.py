@@ -2,10 +2,13 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from onnxq.errors import UsageError
 from onnxq.formats import Integer, Minifloat, get_format
+
+Granularity = Literal["channel", "token", "smoothed"]
+_WORDS = {"channel": "per channel", "token": "per token", "smoothed": "per token, smoothed"}
 
 
 class CachePart(BaseModel):
@@ -15,13 +18,13 @@ class CachePart(BaseModel):
         format: a signed integer or a minifloat.
         granularity: one scale a channel of a head, from calibration (`channel`); one a token and head, found when the
             token is written (`token`); or that after factors from calibration brought channels to one size
-            (`smoothed`).
+            (`smoothed`). None is what fits the part: `smoothed` for keys, `token` for values.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = "int8"
-    granularity: Literal["channel", "token", "smoothed"] = "token"
+    granularity: Granularity | None = None
 
     @field_validator("format")
     @classmethod
@@ -41,24 +44,28 @@ class CachePart(BaseModel):
 
     def describe(self) -> str:
         """For people: `int8 per channel`."""
-        return (
-            f"{self.format} "
-            + {"channel": "per channel", "token": "per token", "smoothed": "per token, smoothed"}[self.granularity]
-        )
+        return f"{self.format} {_WORDS[self.granularity]}" if self.granularity else self.format
 
 
 class CacheSpec(BaseModel):
     """Past keys and values; those of the tokens that are just read are used as they are.
 
     Attributes:
-        key: Keys have channels that are always large, so one scale a channel fits them (KIVI, WKVQuant).
+        key: Keys have channels that are always large (KIVI, WKVQuant), so factors of channels come before a scale of
+            the token.
         value: Values have none, so one scale a token does.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    key: CachePart = CachePart(granularity="channel")
+    key: CachePart = CachePart()
     value: CachePart = CachePart()
+
+    @field_validator("key", "value")
+    @classmethod
+    def _granular(cls, part: CachePart, field: ValidationInfo) -> CachePart:
+        fitting: Granularity = "smoothed" if field.field_name == "key" else "token"
+        return part if part.granularity else part.model_copy(update={"granularity": fitting})
 
     @property
     def needs_data(self) -> bool:

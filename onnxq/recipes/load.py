@@ -110,8 +110,17 @@ def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
     if recipe.extends not in preset_names():
         raise RecipeError(f"{source}: extends: no preset '{recipe.extends}'; {nearest(recipe.extends, preset_names())}")
     base = load_recipe(recipe.extends)
-    joined = {"equalize": (*base.equalize, *recipe.equalize), "rules": (*base.rules, *recipe.rules)}
-    return recipe.model_copy(update={**joined, "extends": None, "cache": recipe.cache or base.cache})
+    joined = {
+        "equalize": (*base.equalize, *recipe.equalize),
+        "rules": (*base.rules, *recipe.rules),
+        "correct": tuple(dict.fromkeys((*base.correct, *recipe.correct))),
+        "cache": recipe.cache or base.cache,
+    }
+    given = {name: getattr(recipe, name) for name in recipe.model_fields_set - {"extends"}}
+    try:
+        return Recipe(**given | joined)
+    except ValidationError as error:
+        raise RecipeError(f"{source}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:
@@ -136,7 +145,7 @@ def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str
 def _explain(error: ErrorDetails, lines: dict[_Place, int], source: str) -> str:
     """One pydantic error as one sentence."""
     place, method = error["loc"], ""
-    if place[0] == "equalize" and len(place) > 2:
+    if place[:1] == ("equalize",) and len(place) > 2:
         # Pydantic tells there which of the steps it took it for.
         method, place = str(place[2]), place[:2] + place[3:]
     known = place

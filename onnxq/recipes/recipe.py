@@ -15,6 +15,7 @@ from onnxq.recipes.steps import Step
 
 Role = Literal["linear", "embedding", "head"]
 NonFinitePolicy = Literal["error", "skip", "clamp"]
+Correction = Literal["norm", "bias"]
 Names = Annotated[tuple[str, ...], BeforeValidator(as_list), Field(min_length=1)]
 
 
@@ -111,6 +112,8 @@ class Recipe(BaseModel):
         extends: Name of a preset whose steps and rules come first.
         equalize: What is done to the float model before its weights are quantized, in order.
         rules: In order.
+        correct: What is changed around rounded weights, so that layers are nearer to those of the float model: scales
+            of norms (`norm`, behind GPTQ only), and biases (`bias`).
         non_finite: What to do with a weight that holds NaN or Inf: refuse the model (`error`), leave that weight float
             (`skip`), or replace NaN by zero and Inf by the largest finite magnitude of the tensor (`clamp`).
         cache: How the cache of keys and values of a language model is quantized; None leaves it float.
@@ -123,8 +126,20 @@ class Recipe(BaseModel):
     extends: str | None = None
     equalize: tuple[Step, ...] = ()
     rules: tuple[Rule, ...] = ()
+    correct: Annotated[tuple[Correction, ...], BeforeValidator(as_list)] = ()
     non_finite: NonFinitePolicy = "error"
     cache: CacheSpec | None = None
+
+    @model_validator(mode="after")
+    def _norms_follow_gptq(self) -> "Recipe":
+        methods = sorted({rule.weight.method for rule in self.rules if rule.weight})
+        # Rules of a preset are not there yet.
+        if "norm" in self.correct and self.extends is None and "gptq" not in methods:
+            raise ValueError(
+                f"correct: norm goes with method gptq only, not with {', '.join(methods) or 'no weights at all'}: what "
+                "plain rounding leaves is noise, and fitting a norm to it can hurt"
+            )
+        return self
 
     @property
     def is_empty(self) -> bool:

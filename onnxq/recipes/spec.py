@@ -9,7 +9,7 @@ from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Integer, get_format, get
 
 BINARY = "binary"
 Granularity = Literal["tensor", "channel", "group"]
-Method = Literal["rtn", "clip", "search", "hqq", "kmeans", "gptq", "pb-llm"]
+Method = Literal["rtn", "clip", "search", "hqq", "kmeans", "gptq", "erq", "pb-llm"]
 
 
 def as_list(value: object) -> object:
@@ -27,7 +27,8 @@ class QuantSpec(BaseModel):
         group_size: Weights that share a scale; only with `granularity: group`.
         scale: What a scale is stored as; `auto` is the type of the weight itself (fp16 in a float16 model).
         symmetric: False stores a zero point beside each scale; integers only.
-        method: How codes are found: `rtn`, `clip`, `search`, `hqq`, `kmeans`, `gptq` or `pb-llm` (docs/recipes.md).
+        method: How codes are found: `rtn`, `clip`, `search`, `hqq`, `kmeans`, `gptq`, `erq` or `pb-llm`
+            (docs/recipes.md).
         low_rank: Rank of two float matrices that give back the most of what rounding took; None for none.
         outliers: Share of the weights, the largest ones, that stand beside the others as sixteen-bit floats; None for
             none.

@@ -15,7 +15,7 @@ from onnxq.methods.solve import gptq
 from onnxq.model.load import from_proto
 from onnxq.model.segment import segment
 from onnxq.model.taps import Tap
-from onnxq.passes import sequential
+from onnxq.passes import layers
 from onnxq.passes.plan import make_plan
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.stages import Layer, stages
@@ -116,7 +116,7 @@ def test_activations_beyond_the_budget_lie_in_files(budget, solved):
 
 
 def test_an_interrupted_run_goes_on_where_it_was(solved, monkeypatch):
-    whole, real, calls = solved("whole"), sequential.solve, []
+    whole, real, calls = solved("whole"), layers.solve, []
 
     def failing(item, *arguments):
         calls.append(item.weight.name)
@@ -124,7 +124,7 @@ def test_an_interrupted_run_goes_on_where_it_was(solved, monkeypatch):
             raise KeyboardInterrupt
         return real(item, *arguments)
 
-    monkeypatch.setattr(sequential, "solve", failing)
+    monkeypatch.setattr(layers, "solve", failing)
     with pytest.raises(KeyboardInterrupt):
         solved("broken")
     resumed = solved("broken")
@@ -169,7 +169,7 @@ def test_a_run_is_kept_in_a_folder_and_taken_from_it(data, tmp_path, monkeypatch
     onnx.save(proto(), tmp_path / "m.onnx")
     given = {"calibration": Calibration(data), "resume": tmp_path / "kept", "force": True}
     onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "a.onnx", **given)
-    monkeypatch.setattr(sequential, "solve", None)
+    monkeypatch.setattr(layers, "solve", None)
     onnxq.quantize(tmp_path / "m.onnx", RECIPE, output=tmp_path / "b.onnx", **given)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
     with pytest.raises(OnnxqError, match="resume"):

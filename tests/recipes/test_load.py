@@ -22,7 +22,7 @@ UNKNOWN = [
     ("rules: []\nnonfinite: skip", 2, "unknown key 'nonfinite'; did you mean 'non_finite'?"),
     ("rules: []\nextend: fp6", 2, "unknown key 'extend'; did you mean 'extends'?"),
     ("equalize:\n  - {method: smooth, alhpa: 1}", 2, "unknown key 'equalize[0].alhpa'; did you mean 'alpha'?"),
-    ("zzz: 1", 1, "unknown key 'zzz'; valid: name, about, extends, equalize, rules, non_finite"),
+    ("zzz: 1", 1, "unknown key 'zzz'; valid: name, about, extends, equalize, rules, correct"),
     ("rules:\n  - weights: {format: int4}", 2, "unknown key 'rules[0].weights'; did you mean 'weight'?"),
     ("rules:\n  - skip: a\n  - skip: a\n    mach: {}", 4, "unknown key 'rules[1].mach'; did you mean 'match'?"),
     ("rules:\n  - skip: a\n    match:\n      names: x", 4, "'rules[0].match.names'; did you mean 'name'?"),

@@ -9,7 +9,7 @@ import numpy as np
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import clip, gptq, hqq, kmeans, pb_llm, rtn
+from onnxq.methods.solve import clip, erq, gptq, hqq, kmeans, pb_llm, rtn
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,11 @@ def _hqq(weight: np.ndarray, spec: GridSpec, _curvature: Curvature | None, _xp: 
     return hqq.solve(weight, spec)
 
 
+def _erq(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
+    spec = kmeans.with_tables(weight, spec, curvature, xp=xp)
+    return clip.solve(weight, spec, xp=xp) if curvature is None else erq.solve(weight, spec, curvature, xp=xp)
+
+
 def _pb_llm(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Solution:
     return pb_llm.solve(weight, spec, curvature, xp=xp)
 
@@ -64,6 +69,7 @@ SOLVERS: Mapping[str, Solver] = {
     "hqq": Solver(_hqq, "no", "HQQ: zero points that keep large errors few, then round; integers with zero points"),
     "kmeans": Solver(_kmeans, "uses", "learn the table of a codebook by k-means, then clip and round"),
     "gptq": Solver(_gptq, "needs", "GPTQ: round in turn, later channels make up for the error of earlier ones"),
+    "erq": Solver(_erq, "needs", "ERQ: round half of what is left, flip, the other half makes up for the error"),
     "pb-llm": Solver(
         _pb_llm, "needs", "experimental; PB-LLM: a few weights in INT8, the others binary, rounded in turn"
     ),

@@ -167,7 +167,7 @@ def _round_rows(spec: ActivationSpec, rows: np.ndarray) -> np.ndarray:
     kind, axis = get_format(spec.format), {"token": 1, "channel": 0, "tensor": None}[spec.granularity]
     low, high = (bound(rows, axis=axis, keepdims=True).astype(np.float64) for bound in (np.min, np.max))
     scale, zero_point = scale_of(low, high, kind, symmetric=spec.symmetric)
-    return round_to(rows.astype(np.float64), scale, zero_point, kind).astype(np.float32)
+    return round_to(rows.astype(np.float64), scale * spec.clip_ratio, zero_point, kind).astype(np.float32)
 
 
 def _round_weight(weight: Weight, spec: QuantSpec, array: np.ndarray) -> np.ndarray:

@@ -87,7 +87,13 @@ class _Place:
         """With scales that the graph measures for each row."""
         family, names = ("RowScale", ["scale"]) if self._site.spec.symmetric else ("RowRange", ["scale", "zero_point"])
         types = [(name, ir.DataType.FLOAT) for name in names]
-        return self._round(self._add((DOMAIN, family + self._suffix), [self._site.value], {}, types))
+        scale, *zero_point = self._add((DOMAIN, family + self._suffix), [self._site.value], {}, types)
+        if self._site.spec.clip_ratio != 1:
+            # Both ends of the range move towards zero, which stays where it is.
+            ratio = self._constant("clip_ratio", ir.DataType.FLOAT, np.float32(self._site.spec.clip_ratio))
+            clipped = [("clipped_scale", ir.DataType.FLOAT)]
+            (scale,) = self._add(("", "Mul"), [scale, ratio], {}, clipped, behind=scale)
+        return self._round([scale, *zero_point])
 
     def _round(self, scales: Sequence[ir.Value]) -> ir.Value:
         """The function in place of a pair."""
@@ -132,7 +138,7 @@ class _Place:
         return self._editor.behind(after, operator, inputs, attributes, results)
 
     def _constant(
-        self, what: str, dtype: ir.DataType, data: np.ndarray, *, shape: tuple[int, ...] | None = None
+        self, what: str, dtype: ir.DataType, data: np.ndarray | np.float32, *, shape: tuple[int, ...] | None = None
     ) -> ir.Value:
         name = self._editor.fresh(f"{self._site.value.name}_{what}")
         chunk = np.ascontiguousarray(data).reshape(-1).view(np.uint8)

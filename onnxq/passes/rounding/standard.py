@@ -49,8 +49,8 @@ def _placed(scale: ir.Value, x: ir.Value) -> tuple[ir.Value, dict[str, int | lis
     maker = scale.producer()
     if maker is None:
         return scale, {} if scale.shape == () else {"axis": -1}
-    if maker.domain != DOMAIN:
-        # Unsqueeze, of scales of channels with axes behind them.
+    if maker.op_type == "Unsqueeze":
+        # Of scales of channels with axes behind them.
         axes = constant_ints(maker.inputs[1])
         return None if axes is None or maker.inputs[0] is None else (maker.inputs[0], {"axis": -1 - len(axes)})
     row = x.shape[-1] if x.shape else None
