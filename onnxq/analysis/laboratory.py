@@ -112,7 +112,7 @@ class Laboratory:
         for done, (at, number, solution) in enumerate(solved):
             weight, decision = self.weights[at], self.plans[number].decisions[at]
             if not isinstance(solution, str):
-                found = self.trial.judge([(weight, solution.decode())])
+                found = self.trial.judge([(weight, solution.weight())])
                 effect = Effect(
                     weight=decision.weight,
                     label=decision.label,

@@ -73,6 +73,16 @@ def test_each_effect_is_that_of_the_layer_alone(lm, tmp_path):
     assert found.skipped.keys() == {"table", "out"}
 
 
+def test_what_stands_beside_a_weight_counts(lm, tmp_path):
+    recipe = tmp_path / "beside.yaml"
+    recipe.write_text("rules:\n- weight: {format: int3, outliers: 0.05, low_rank: 4}\n", "utf-8")
+    first = sensitivity(lm, TOKENS, [str(recipe)], sequence=20).effects[0]
+    onnxq.quantize(lm, recipe, output=tmp_path / "q.onnx", include=first.weight)
+    before = onnxq.evaluate(lm, tokens=TOKENS, sequence=20)
+    after = onnxq.evaluate(tmp_path / "q.onnx", tokens=TOKENS, sequence=20)
+    assert first.loss_change == pytest.approx((after.nll - before.nll) / after.tokens, rel=1e-3, abs=1e-6)
+
+
 def _rtn(effect):
     from onnxq.recipes.rungs import rung
 
