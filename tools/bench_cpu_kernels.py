@@ -42,11 +42,12 @@ Layer = Callable[[int], tuple[onnx.NodeProto, dict[str, np.ndarray]]]
 
 @dataclass
 class Kind:
-    """A way to multiply: a node and its constants for each layer, and the bytes of one layer."""
+    """A way to multiply: node and constants of each layer, the bytes of one layer, and the session's accuracy level."""
 
     name: str
     layer: Layer
     size_bytes: int
+    accuracy_level: int | None = None
 
 
 def _other(array: np.ndarray, at: int) -> np.ndarray:
@@ -86,8 +87,8 @@ def nbits(bits: int, level: int, block: int = 32) -> Kind:
     return Kind(f"MatMulNBits {bits} bits, level {level}", layer, codes.nbytes + scale.nbytes)
 
 
-def native(name: str, block: int, scale: str = "float32") -> Kind:
-    """A native operator of onnxq."""
+def native(name: str, block: int, scale: str = "float32", level: int = 0) -> Kind:
+    """A native operator of onnxq; at level 4 it rounds activations to int8 if this CPU has the instructions."""
     kind = get_format(name)
     packed = _RNG.integers(0, 256, packed_bytes(_WEIGHTS, kind.bits), np.uint8)
     scales = np.full((_WIDTH // block, _WIDTH), _DEVIATION / np.std(kind.values), scale)
@@ -105,7 +106,8 @@ def native(name: str, block: int, scale: str = "float32") -> Kind:
         return node, {f"w{at}": _other(packed, at), f"s{at}": scales}
 
     blocks = "per channel" if block == _WIDTH else f"blocks of {block}"
-    return Kind(f"{operator_suffix(kind)} {blocks}", layer, packed.nbytes + scales.nbytes)
+    label = f"{operator_suffix(kind)} {blocks}" + (f", level {level}" if level else "")
+    return Kind(label, layer, packed.nbytes + scales.nbytes, level)
 
 
 def opened(kind: Kind, layers: int, threads: int) -> Any:
@@ -118,7 +120,10 @@ def opened(kind: Kind, layers: int, threads: int) -> Any:
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["M", _WIDTH]) for name in ("x0", f"x{layers}")]
     graph = helper.make_graph(nodes, "chain", ends[:1], ends[1:], constants)
     model = helper.make_model(graph, ir_version=13, opset_imports=_OPSETS).SerializeToString()
-    return session(model, providers=["cpu"], threads=threads)
+    options = onnxruntime.SessionOptions()
+    # Threads of a session go on spinning for many milliseconds after a run: on the CPUs that the next session needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return session(model, providers=["cpu"], threads=threads, options=options, accuracy_level=kind.accuracy_level)
 
 
 def measure(
@@ -138,8 +143,8 @@ def measure(
     return times
 
 
-# What is promised: (where, rows) -> for a prefix of a name, at least this many times as fast as float32, and at most
-# this multiple of the time of MatMulNBits with 4 bits at accuracy level 4.
+# What is promised at level 0: (where, rows) -> for a prefix of a name, at least this many times as fast as float32, and
+# at most this multiple of the time of MatMulNBits with 4 bits at accuracy level 4.
 _FLOORS: dict[tuple[str, int], list[tuple[str, float | None, float | None]]] = {
     ("rotating", 1): [("FP6", 3.5, 1.6), ("FP4", None, 1.2), ("INT4", None, 1.2)],
     ("rotating", 8): [("FP6", 2.0, None)],
@@ -158,7 +163,8 @@ def show(where: str, rows: int, times: dict[str, list[float]]) -> list[dict[str,
         faster = statistics.median(a / b for a, b in zip(reference, each, strict=True))
         slower = statistics.median(a / b for a, b in zip(each, low_bit, strict=True))
         best_faster, best_slower = min(reference) / min(each), min(each) / min(low_bit)
-        floor = next((f for f in _FLOORS.get((where, rows), []) if name.startswith(f[0])), (name, None, None))
+        promised = [] if "level" in name else _FLOORS.get((where, rows), [])
+        floor = next((each for each in promised if name.startswith(each[0])), (name, None, None))
         missed = (floor[1] is not None and faster < floor[1]), (floor[2] is not None and slower > floor[2])
         marks = ["!" if each else " " for each in missed]
         print(
@@ -228,6 +234,9 @@ def main() -> None:
         native("fp6_e3m2", 32, "float16"),
         native("fp4_e2m1", 32, "float16"),
         native("int4", 128, "float16"),
+        native("fp6_e2m3", _WIDTH, level=4),
+        native("fp4_e2m1", 32, "float16", level=4),
+        native("int4", 128, "float16", level=4),
     ]
     results = []
     for where in options.where:

@@ -25,7 +25,7 @@ struct Isa {
   static Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
   static Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
   static Vec fmadd(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-  static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
+  ONNXQ_INLINE static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1); }
   static Vec load_half(const uint16_t* from) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
   }
@@ -200,7 +200,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   choose(*job.format, [&](auto use) { dequantize_with<typename decltype(use)::type>(job, task); });
 }
 
-constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize};
+constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
 
 }  // namespace
 

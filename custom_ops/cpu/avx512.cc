@@ -115,7 +115,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512", kStep, Isa::kFewRows, matmul, finish, dequantize};
+constexpr Kernels kKernels{"avx512", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
 
 }  // namespace
 

@@ -81,6 +81,19 @@ constexpr Format normal_float4() {
   return made;
 }
 
+// Of what all values are multiples, by at most 64, so that they are bytes; 0 where there is no such number, or where codes
+// have more bits than instructions take apart.
+constexpr float int8_unit(const Format& format) {
+  if (format.kind == FormatKind::kTable || format.bits > 6) return 0;
+  float unit = 64, largest = 0;
+  for (int code = 0; code < 1 << format.bits; ++code) {
+    const float value = format.values[code];
+    if (value > 0 && value < unit) unit = value;
+    if (value > largest) largest = value;
+  }
+  return largest <= 64 * unit ? unit : 0;
+}
+
 // All formats with native operators.
 inline constexpr Format kFormats[] = {
     minifloat("FP6E2M3", 2, 3),

@@ -6,6 +6,15 @@
 
 #include "format.h"
 
+#if defined(_MSC_VER)
+#define ONNXQ_NOINLINE __declspec(noinline)
+#define ONNXQ_INLINE __forceinline
+#else
+#define ONNXQ_NOINLINE __attribute__((noinline))  // loops of their own keep more in registers
+// What those loops are made of. GCC takes out calls of a function that does nothing but prefetch, unless it is inlined early.
+#define ONNXQ_INLINE inline __attribute__((always_inline))
+#endif
+
 namespace onnxq {
 
 // Types of activations, scales and results.
@@ -24,6 +33,18 @@ struct Weight {
   const uint8_t* zero_point;  // packed codes in the order of the scales, or null
 };
 
+constexpr int64_t kRoundedRun = 32;  // activations of a row that share a scale
+
+// Rows of activations as int8 times a scale: [M, runs * kRoundedRun], zeros where K ends within a run, and for each run
+// its scale and the sum of its integers, [M, runs].
+struct Rounded {
+  int8_t* values;  // null where activations are not rounded
+  float* scale;
+  int32_t* sum;
+
+  static int64_t runs(int64_t K) { return (K + kRoundedRun - 1) / kRoundedRun; }
+};
+
 // y [M, N] = x [M, K] @ weight, plus a bias.
 //
 // A few rows of x cost as much as reading the weight, and memory is fastest where a thread reads one long stretch: a task
@@ -32,6 +53,7 @@ struct Weight {
 struct MatMul {
   Weight weight;
   const void* x;
+  Rounded rounded;
   void* y;
   Float type;
   const void* bias;  // [N], or null
@@ -73,6 +95,7 @@ struct Kernels {
   void (*matmul)(const MatMul&, int64_t task);
   void (*finish)(const MatMul&, int64_t column_block);
   void (*dequantize)(const Dequantize&, int64_t task);
+  void (*round_row)(const MatMul&, int64_t m);  // fills a row of MatMul::rounded; null where that makes nothing faster
 };
 
 constexpr int64_t kMaxColumns = 4096;       // of a block

@@ -6,17 +6,11 @@
 // the end of a row may come from the next: nobody looks at their results. `step<false>` never reads beyond the packed
 // bytes; `step<true>` may read kReach bytes from its first on, so that its caller must know that they are there.
 
-#if defined(_MSC_VER)
-#define ONNXQ_NOINLINE __declspec(noinline)
-#else
-#define ONNXQ_NOINLINE __attribute__((noinline))  // loops of their own keep more in registers
-#endif
-
 constexpr int64_t kReach = 64;
 
-constexpr int64_t kRun = 32;      // rows that pass through registers before their sum is scaled
-constexpr int64_t kTileRun = 64;  // rows that are decoded into a buffer for many rows of activations
-constexpr int kTileSteps = 2;     // steps of columns of that buffer
+constexpr int64_t kRun = kRoundedRun;  // rows that pass through registers before their sum is scaled
+constexpr int64_t kTileRun = 64;       // rows that are decoded into a buffer for many rows of activations
+constexpr int kTileSteps = 2;          // steps of columns of that buffer
 constexpr int64_t kWidest = kMaxColumns;  // elements that are dequantized at once
 
 using Vec = Isa::Vec;
@@ -119,7 +113,7 @@ class Ahead {
       : at_(from), end_(from + (width < stride ? width : INT64_MAX / 2)), skip_(stride - width), stride_(stride) {}
 
   // As many bytes as the caller is about to use, at most 192.
-  void next(int64_t bytes) {
+  ONNXQ_INLINE void next(int64_t bytes) {
     if (!at_) return;
     Isa::prefetch(at_);
     if (bytes > 64) Isa::prefetch(at_ + 64);

@@ -63,7 +63,7 @@ struct Product {
 
     const typename Decoder::Row& now() const { return now_; }
 
-    void next() {
+    ONNXQ_INLINE void next() {
       bit_ += width_;
       if (width_ % 8 == 0) {
         now_.bytes += width_ / 8;
@@ -89,7 +89,7 @@ struct Product {
   }
 
   template <Mind M>
-  void decode_step(const typename Decoder::Row& row, const uint8_t* from, int64_t at, const Group& group,
+  ONNXQ_INLINE void decode_step(const typename Decoder::Row& row, const uint8_t* from, int64_t at, const Group& group,
                    Vec* values) const {
     decoder.template step<M != Mind::kZeroPointsAndEnd>(row, from, values);
     // Before the product: a weight that equals its zero point is 0, and stays so.
@@ -102,6 +102,12 @@ struct Product {
     if (k >= end) return {nullptr, 0, 1};
     return {weight.packed + weight_bit(k) / 8, columns == weight.N ? weight.N * bits / 8 : (columns * bits + 7) / 8,
             weight.N * bits / 8};
+  }
+
+  // Asks for the first run of rows, which no other comes before.
+  void ask_for_run(int64_t first, int64_t last) const {
+    Ahead start = ahead(first, last);
+    for (int64_t at = 0; at < kRun * columns / 8 * weight.format->bits; at += 64) start.next(64);
   }
 
   // Bytes of S steps of columns.
@@ -186,8 +192,7 @@ struct Product {
     alignas(64) float buffer[R * kRun];
     const int64_t padded = columns_padded();
     memset(total, 0, static_cast<size_t>(R * padded) * sizeof(float));
-    Ahead start = ahead(first, last);
-    for (int64_t at = 0; at < kRun * columns / 8 * weight.format->bits; at += 64) start.next(64);
+    ask_for_run(first, last);
     for (int64_t k = first, count; k < last; k += count) {
       count = smaller(smaller(kRun, last - k), (k / weight.block + 1) * weight.block - k);
       int64_t stride = kRun;
@@ -201,14 +206,24 @@ struct Product {
       }
       for (; at < padded; at += kStep) multiply_minding<R, 1>(mind, k, count, at, x, stride, &coming, total);
     }
-    for (int m = 0; m < R; ++m) {
+    write_part(part, total, padded);
+  }
+
+  // Sums over a part of K, `width` apart.
+  void write_part(int64_t part, const float* total, int64_t width) const {
+    for (int64_t m = 0; m < rows; ++m) {
       float* to = job.sums + (part * job.M + m) * weight.N + column;
-      memcpy(to, total + m * padded, static_cast<size_t>(columns) * sizeof(float));
+      memcpy(to, total + m * width, static_cast<size_t>(columns) * sizeof(float));
     }
   }
 
-  void write(int64_t m, const float* results) const {
-    from_floats(results, columns, job.type, job.y, (row + m) * weight.N + column);
+  // Sums over all of K.
+  void write_results(float* total, int64_t width) const {
+    const Bias bias(job, column, columns);
+    for (int64_t m = 0; m < rows; ++m) {
+      bias.add_to(total + m * width);
+      from_floats(total + m * width, columns, job.type, job.y, (row + m) * weight.N + column);
+    }
   }
 
   // A tile of R rows x V vectors of results, over `count` decoded rows of weights, `pitch` apart.
@@ -333,14 +348,11 @@ struct Product {
         multiply_tiles<1>(mind, k, count, at, x, kStride, &coming, total, width);
       }
     }
-    const Bias bias(job, column, columns);
-    for (int64_t m = 0; m < rows; ++m) {
-      bias.add_to(total + m * width);
-      write(m, total + m * width);
-    }
+    write_results(total, width);
   }
 
-  void run_part(int64_t part) const {
+  void run(int64_t part) const {
+    if (!job.parts) return many_rows();
     const int64_t first = part * job.part_rows, last = smaller(first + job.part_rows, weight.K);
     if (rows == 1) return few_rows<1>(part, first, last);
     if constexpr (Isa::kFewRows >= 2) {
@@ -353,9 +365,9 @@ struct Product {
   }
 };
 
-template <class Decoder>
-void matmul_with(const MatMul& job, int64_t task) {
-  Product<Decoder> product{job};
+template <class Product>
+void run_task(const MatMul& job, int64_t task) {
+  Product product{{job}};
   // Parts that follow each other lie side by side; so do blocks of results that read the same weights.
   const int64_t blocks = job.column_blocks(), rows = job.row_blocks();
   const int64_t block = job.parts ? task % blocks : task / rows;
@@ -363,11 +375,16 @@ void matmul_with(const MatMul& job, int64_t task) {
   product.columns = smaller(job.columns, job.weight.N - product.column);
   if (job.parts) {
     product.rows = job.M;
-    return product.run_part(task / blocks);
+    return product.run(task / blocks);
   }
   product.row = task % rows * job.rows;
   product.rows = smaller(job.rows, job.M - product.row);
-  product.many_rows();
+  product.run(0);
+}
+
+template <class Decoder>
+void matmul_with(const MatMul& job, int64_t task) {
+  run_task<Product<Decoder>>(job, task);
 }
 
 inline void finish(const MatMul& job, int64_t block) {

@@ -53,7 +53,8 @@ struct Isa {
 
 #include "kernels.inl"
 
-constexpr Kernels kKernels{"plain", kStep, Isa::kFewRows, matmul_with<TableDecoder>, finish, dequantize_with<TableDecoder>};
+constexpr Kernels kKernels{
+    "plain", kStep, Isa::kFewRows, matmul_with<TableDecoder>, finish, dequantize_with<TableDecoder>, nullptr};
 
 }  // namespace
 

@@ -1,4 +1,4 @@
-// AVX-512 with VBMI (Ice Lake, Zen 4 and later): bytes are gathered, split into codes and looked up 64 at a time.
+// AVX-512 with VBMI and VNNI (Ice Lake, Zen 4 and later): bytes are gathered, split into codes and looked up 64 at a time.
 #include <immintrin.h>
 
 #include <cstring>
@@ -154,8 +154,11 @@ class QuadDecoder : public StreamDecoder<4> {
   __m512 table_;
 };
 
+#include "int8.inl"
+
 void matmul(const MatMul& job, int64_t task) {
   const Format& format = *job.weight.format;
+  if (job.rounded.values) return run_task<RoundedProduct>(job, task);
   if (format.kind == FormatKind::kTable) return matmul_with<QuadDecoder>(job, task);
   if (format.bits <= 6) return matmul_with<PairDecoder>(job, task);
   matmul_with<TableDecoder>(job, task);
@@ -168,7 +171,7 @@ void dequantize(const Dequantize& job, int64_t task) {
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512vbmi", kStep, Isa::kFewRows, matmul, finish, dequantize};
+constexpr Kernels kKernels{"avx512vbmi", kStep, Isa::kFewRows, matmul, finish, dequantize, round_row};
 
 }  // namespace
 

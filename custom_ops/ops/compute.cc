@@ -65,6 +65,47 @@ OrtStatus* run_in_parts(const Kernel& kernel, const OrtKernelContext* context, M
   return status;
 }
 
+// A kernel may round activations where its operator lets it: where this CPU has instructions for it, values of the weight
+// are integers times one number, and no block ends within a run of activations. One row alone would gain nothing.
+bool rounds(const Kernel& kernel, int64_t M) {
+  const bool whole_runs = kernel.block_size % kRoundedRun == 0 || kernel.block_size == kernel.shape.dims[0];
+  return M > 1 && kernel.op->rounds && kernel.cpu->round_row && int8_unit(*kernel.op->format) > 0 && whole_runs;
+}
+
+struct RoundRun {
+  const MatMul* job;
+  const Kernels* kernels;
+
+  static void task(void* user, size_t index) {
+    const RoundRun& self = *static_cast<const RoundRun*>(user);
+    self.kernels->round_row(*self.job, static_cast<int64_t>(index));
+  }
+};
+
+// Rounds all activations into memory that the caller frees.
+OrtStatus* round_activations(const Kernel& kernel, const OrtKernelContext* context, MatMul* job, void** memory) {
+  const size_t runs = static_cast<size_t>(job->M * Rounded::runs(job->weight.K));
+  *memory = malloc(runs * (sizeof(float) + sizeof(int32_t) + kRoundedRun));
+  if (!*memory) return kernel.api.error(ErrorCode::kFail, "onnxq %s: out of memory", kernel.op->name);
+  job->rounded.scale = static_cast<float*>(*memory);
+  job->rounded.sum = reinterpret_cast<int32_t*>(job->rounded.scale + runs);
+  job->rounded.values = reinterpret_cast<int8_t*>(job->rounded.sum + runs);
+  RoundRun run{job, kernel.cpu};
+  if (job->M > 8) return kernel.api.parallel_for(context, RoundRun::task, static_cast<size_t>(job->M), &run);
+  for (int64_t m = 0; m < job->M; ++m) kernel.cpu->round_row(*job, m);  // sooner done than handed out
+  return nullptr;
+}
+
+OrtStatus* multiply(const Kernel& kernel, const OrtKernelContext* context, MatMul* job) {
+  if (job->M <= kernel.cpu->few_rows) {
+    choose_parts(kernel.cpu->step, job);
+    return run_in_parts(kernel, context, job);
+  }
+  choose_blocks(kernel.cpu->step, job);
+  MatMulRun run{job, kernel.cpu, nullptr};
+  return kernel.api.parallel_for(context, MatMulRun::task, static_cast<size_t>(job->tasks()), &run);
+}
+
 struct DequantizeRun {
   const Dequantize* job;
   const Kernels* kernels;
@@ -105,13 +146,12 @@ OrtStatus* compute_matmul(const Kernel& kernel, OrtKernelContext* context) {
   shape.dims[shape.rank - 1] = N;
   ONNXQ_RETURN_IF_ERROR(api.output(context, 0, shape, &job.y));
   if (job.M == 0 || N == 0) return nullptr;
-  if (job.M <= kernel.cpu->few_rows) {
-    choose_parts(kernel.cpu->step, &job);
-    return run_in_parts(kernel, context, &job);
-  }
-  choose_blocks(kernel.cpu->step, &job);
-  MatMulRun run{&job, kernel.cpu, nullptr};
-  return api.parallel_for(context, MatMulRun::task, static_cast<size_t>(job.tasks()), &run);
+  if (!rounds(kernel, job.M) || K == 0) return multiply(kernel, context, &job);
+  void* memory = nullptr;
+  OrtStatus* status = round_activations(kernel, context, &job, &memory);
+  if (!status) status = multiply(kernel, context, &job);
+  free(memory);
+  return status;
 }
 
 OrtStatus* compute_dequantize(const Kernel& kernel, OrtKernelContext* context) {

@@ -17,6 +17,7 @@ struct Operator : OrtCustomOp {
   char name[kMaxName];
   Family family;
   bool asymmetric;  // has zero points
+  bool rounds;      // activations to int8, where that is faster
   ElementType type;
   const Format* format;
 

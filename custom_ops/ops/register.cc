@@ -1,5 +1,6 @@
 // All operators, and what the library exports.
 #include <atomic>
+#include <cstring>
 
 #include "../cpu/select.h"
 #include "tiled.h"
@@ -19,6 +20,8 @@ constexpr char kRegistered[] = "onnxq.native";
 // Asks for Dequantize operators too. Without them onnxruntime folds the function to a float weight when it loads; it
 // never folds a kernel, so with them memory stays small and every run pays for decoding.
 constexpr char kWithDequantize[] = "onnxq.native.dequantize";
+// Lets products round activations to int8, where that is faster.
+constexpr char kRounding[] = "onnxq.native.int8";
 // Asks for the operators of a session on CUDA, instead of those of one on the CPU: there a product on the CPU would cost more
 // than the function of the operator, folded to a float weight on the GPU.
 constexpr char kForCuda[] = "onnxq.native.cuda";
@@ -51,7 +54,7 @@ constexpr size_t append(char* to, size_t end, const char* text) {
   return end;
 }
 
-constexpr Operator make(Family family, const Format& format, bool asymmetric, ElementType type) {
+constexpr Operator make(Family family, const Format& format, bool asymmetric, ElementType type, bool rounds) {
   Operator made{};
   made.family = family;
   const bool tiled = made.is_tiled();
@@ -83,6 +86,7 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   end = append(made.name, end, tiled ? "Tiled" : "");
   append(made.name, end, asymmetric ? "Asymmetric" : "");
   made.asymmetric = asymmetric;
+  made.rounds = rounds;
   made.type = type;
   made.format = &format;
   return made;
@@ -97,7 +101,7 @@ constexpr size_t count_operators(size_t formats) {
 }
 
 // All of one family, for the first so many formats.
-template <Family kFamily, size_t kCount>
+template <Family kFamily, size_t kCount, bool kRounds = false>
 struct Operators {
   Operator each[count_operators(kCount)];
   char names[4096];  // each once, one a line
@@ -106,7 +110,7 @@ struct Operators {
     size_t count = 0, end = 0;
     for (size_t i = 0; i < kCount; ++i) {
       for (int asymmetric = 0; asymmetric <= (kFormats[i].is_integer() ? 1 : 0); ++asymmetric) {
-        for (ElementType type : kTypes) each[count++] = make(kFamily, kFormats[i], asymmetric, type);
+        for (ElementType type : kTypes) each[count++] = make(kFamily, kFormats[i], asymmetric, type, kRounds);
         end = append(names, append(names, end, each[count - 1].name), "\n");
       }
     }
@@ -115,13 +119,16 @@ struct Operators {
 
 constexpr Operators<Family::kMatMul, kFormatCount> kMatMuls;
 constexpr Operators<Family::kLinear, kFormatCount> kLinears;
+constexpr Operators<Family::kMatMul, kFormatCount, true> kRoundingMatMuls;
+constexpr Operators<Family::kLinear, kFormatCount, true> kRoundingLinears;
 constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
 constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
 constexpr Operators<Family::kTiledLinear, kTiledFormatCount> kTiledLinears;
 
 std::atomic<OrtApi> g_table{nullptr};
-enum Choice { kCpu, kCpuWithDequantize, kCuda };
-std::atomic<OrtCustomOpDomain*> g_domains[3] = {};
+// What a session asked for; the first two together as well.
+enum Choice { kCpu = 0, kDequantizing = 1, kRoundingProducts = 2, kCuda = 4 };
+std::atomic<OrtCustomOpDomain*> g_domains[kCuda + 1] = {};
 
 template <class Operators>
 OrtStatus* add_operators(const Api& api, const Operators& operators, OrtCustomOpDomain* domain) {
@@ -130,7 +137,7 @@ OrtStatus* add_operators(const Api& api, const Operators& operators, OrtCustomOp
 }
 
 // A domain outlives every session, so it is never released; all sessions share it.
-OrtStatus* get_domain(const Api& api, Choice choice, OrtCustomOpDomain** domain) {
+OrtStatus* get_domain(const Api& api, int choice, OrtCustomOpDomain** domain) {
   std::atomic<OrtCustomOpDomain*>& kept = g_domains[choice];
   *domain = kept.load();
   if (*domain) return nullptr;
@@ -138,11 +145,14 @@ OrtStatus* get_domain(const Api& api, Choice choice, OrtCustomOpDomain** domain)
   if (choice == kCuda) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledLinears, *domain));
+  } else if (choice & kRoundingProducts) {
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingMatMuls, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingLinears, *domain));
   } else {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kLinears, *domain));
-    if (choice == kCpuWithDequantize) ONNXQ_RETURN_IF_ERROR(add_operators(api, kDequantizes, *domain));
   }
+  if (choice & kDequantizing) ONNXQ_RETURN_IF_ERROR(add_operators(api, kDequantizes, *domain));
   OrtCustomOpDomain* none = nullptr;
   // Where two threads made one at the same time, the second stays unused.
   if (!kept.compare_exchange_strong(none, *domain)) *domain = none;
@@ -171,13 +181,14 @@ ONNXQ_EXPORT onnxq::OrtStatus* RegisterCustomOps(onnxq::OrtSessionOptions* optio
   if (!g_table.compare_exchange_strong(known, table) && known != table) {
     return api.error(ErrorCode::kFail, "this copy of onnxq's library already serves another onnxruntime");
   }
-  int registered = 0, with_dequantize = 0, for_cuda = 0;
+  int registered = 0, with_dequantize = 0, rounding = 0, for_cuda = 0;
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kRegistered, &registered));
   if (registered) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kWithDequantize, &with_dequantize));
+  ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kRounding, &rounding));
   ONNXQ_RETURN_IF_ERROR(api.has_entry(options, kForCuda, &for_cuda));
   OrtCustomOpDomain* domain = nullptr;
-  const Choice choice = for_cuda ? kCuda : with_dequantize ? kCpuWithDequantize : kCpu;
+  const int choice = for_cuda ? kCuda : (with_dequantize ? kDequantizing : 0) + (rounding ? kRoundingProducts : 0);
   ONNXQ_RETURN_IF_ERROR(get_domain(api, choice, &domain));
   ONNXQ_RETURN_IF_ERROR(api.add_domain(options, domain));
   return api.add_entry(options, kRegistered, "1");
@@ -203,6 +214,15 @@ ONNXQ_EXPORT int OnnxqMultiply(const onnxq::gpu::Kernel* kernel, const onnxq::gp
 ONNXQ_EXPORT const char* OnnxqInstructionSet() {
   const onnxq::Kernels* kernels = onnxq::select_kernels();
   return kernels ? kernels->name : nullptr;
+}
+
+// Whether a session that lets products round activations gets a kernel that does, for the format of that name.
+ONNXQ_EXPORT int OnnxqRounds(const char* format) {
+  const onnxq::Kernels* kernels = onnxq::select_kernels();
+  for (const onnxq::Format& each : onnxq::kFormats) {
+    if (strcmp(each.name, format) == 0) return kernels && kernels->round_row && onnxq::int8_unit(each) > 0;
+  }
+  return 0;
 }
 
 // All kernels that this CPU can run, fastest first.

@@ -13,11 +13,12 @@ from onnxq.model.operators import Operand, weight_operands
 from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
 from onnxq.passes.integers import integer_product
 from onnxq.runtime.cuda import device
-from onnxq.runtime.native import native_library
+from onnxq.runtime.native import native_library, rounds_activations
+from onnxq.runtime.session import INT8_LEVEL
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4
-INT8_ACTIVATIONS = 4
+_PRODUCTS = ("MatMul", "Linear")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Execution:
     Attributes:
         fused: `MatMulNBits`, written in the model or made by onnxruntime from `DequantizeLinear` and `MatMul`.
         native: nodes of the `onnxq` domain that run in onnxq's own kernels, on the packed weight, by operator.
+        native_int8: how many of those round activations to int8, by operator.
         functions: other nodes of the `onnxq` domain by operator, without those that only prepare scales for another:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
         rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
@@ -47,6 +49,7 @@ class Execution:
 
     fused: tuple[FusedMatMuls, ...] = ()
     native: dict[str, int] = field(default_factory=dict)
+    native_int8: dict[str, int] = field(default_factory=dict)
     functions: dict[str, int] = field(default_factory=dict)
     rounded: int = 0
     rotated: int = 0
@@ -57,16 +60,19 @@ class Execution:
     @property
     def rounds_activations(self) -> bool:
         """Whether some kernel rounds activations to int8, which costs accuracy that the weights do not account for."""
-        return any(kind.accuracy_level == INT8_ACTIVATIONS for kind in self.fused)
+        return bool(self.native_int8) or any(kind.accuracy_level == INT8_LEVEL for kind in self.fused)
 
     def sentences(self) -> list[str]:
         """One line for each way that is taken, for a report."""
         lines = []
         for kind in self.fused:
-            how = "activations rounded to int8" if kind.accuracy_level == INT8_ACTIVATIONS else "float activations"
+            how = "activations rounded to int8" if kind.accuracy_level == INT8_LEVEL else "float activations"
             matmuls = _counted(kind.count, f"fused {kind.bits}-bit matmul")
             lines.append(f"{matmuls} at accuracy level {kind.accuracy_level} ({how})")
-        lines += [f"{count} onnxq {name} in a native kernel, on packed weights" for name, count in self.native.items()]
+        for name, count in self.native.items():
+            rounding = self.native_int8.get(name, 0)
+            line = f"{count} onnxq {name} in a native kernel, on packed weights"
+            lines.append(line + (f" ({rounding} with activations rounded to int8)" if rounding else ""))
         lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
         if self.rounded:
             lines.append(f"{_counted(self.rounded, 'activation')} rounded by a function in every run")
@@ -87,6 +93,7 @@ class Execution:
                 {"bits": kind.bits, "accuracy_level": kind.accuracy_level, "count": kind.count} for kind in self.fused
             ],
             "native": dict(self.native),
+            "native_int8": dict(self.native_int8),
             "functions": dict(self.functions),
             "rounded": self.rounded,
             "rotated": self.rotated,
@@ -107,8 +114,8 @@ def execution(
 
     Args:
         model: a loaded model, or the path of one.
-        accuracy_level: what the session is given; onnxruntime's default is 4. It does not change `MatMulNBits` nodes
-            that stand in the file, which carry their own level.
+        accuracy_level: what the session is given; onnxruntime's default is 4, and that of onnxq's kernels 0. It does
+            not change `MatMulNBits` nodes that stand in the file, which carry their own level.
         native: as in `onnxq.session`: onnxq's own kernels run where the library is there; False tells how unmodified
             onnxruntime runs the model.
         cuda: the session runs on CUDA. What onnxruntime fuses is told as for the CPU.
@@ -124,6 +131,7 @@ def execution(
     ways: Counter[str] = Counter()
     functions: Counter[str] = Counter()
     kernels: Counter[str] = Counter()
+    rounding: Counter[str] = Counter()
     has_kernel = _with_kernels(cuda=cuda) if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
         if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
@@ -132,6 +140,8 @@ def execution(
             ways["rotated"] += 1
         elif node.domain == "onnxq":
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
+            if node.op_type in has_kernel and accuracy_level == INT8_LEVEL and not cuda:
+                rounding[node.op_type] += _rounds(node)
         elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
             fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
         elif bits := fused_bits(node):
@@ -139,18 +149,29 @@ def execution(
         else:
             ways.update(_way(node))
     kinds = (FusedMatMuls(bits, at, count) for (bits, at), count in sorted(fused.items()))
-    return Execution(tuple(kinds), dict(sorted((+kernels).items())), dict(sorted((+functions).items())), **ways)
+    native_counts, native_int8, function_counts = (
+        dict(sorted((+counts).items())) for counts in (kernels, rounding, functions)
+    )
+    return Execution(tuple(kinds), native_counts, native_int8, function_counts, **ways)
 
 
 def _with_kernels(*, cuda: bool) -> frozenset[str]:
     """Operators that run natively in a session that asked for nothing else: folding is faster than `Dequantize<F>`."""
     if cuda:
         return frozenset() if device.problem() else native_library().cuda_operators
-    return frozenset(name for name in native_library().operators if name.startswith(("MatMul", "Linear")))
+    return frozenset(name for name in native_library().operators if name.startswith(_PRODUCTS))
+
+
+def _rounds(node: ir.Node) -> bool:
+    """Whether a native product rounds its activations at accuracy level 4."""
+    shape = node.attributes.get_ints("shape", [0])
+    return rounds_activations(node.op_type, shape[0], node.attributes.get_int("block_size", 1))
 
 
 def _is_part(node: ir.Node) -> bool:
     """Whether only other onnxq operators read the result, for instance scales that are stored in a format."""
+    if node.op_type.startswith(_PRODUCTS):
+        return False
     users = [use.node for value in node.outputs for use in value.uses()]
     return bool(users) and all(user.domain == "onnxq" for user in users)
 

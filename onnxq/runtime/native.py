@@ -22,7 +22,10 @@ logger = logging.getLogger(__name__)
 _LIBRARY_VARIABLE = "ONNXQ_NATIVE_LIBRARY"
 # Entries of session options that the library reads and writes; see custom_ops/ops/register.cc.
 _DEQUANTIZE_ENTRY = "onnxq.native.dequantize"
+_INT8_ENTRY = "onnxq.native.int8"
 _CUDA_ENTRY = "onnxq.native.cuda"
+# Activations of a row that share a scale, where they are rounded.
+_INT8_RUN = 32
 # Functions of the library that name its operators, one a line.
 _ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears")
 
@@ -64,13 +67,33 @@ def loaded_library() -> ctypes.CDLL:
     return library
 
 
-def register(options: "onnxruntime.SessionOptions", *, dequantize: bool = False, cuda: bool = False) -> bool:
+def rounds_activations(operator: str, k: int, block: int) -> bool:
+    """Whether a native product of a session at accuracy level 4 rounds activations to int8, with this CPU's kernels.
+
+    A row that is alone is never rounded: there reading the weight takes all the time.
+
+    Args:
+        operator: `MatMul<F>` or `Linear<F>`.
+        k: rows of the weight.
+        block: rows that share a scale.
+    """
+    library = _opened(_place())[1]
+    if library is None or (block % _INT8_RUN and block < k):
+        return False
+    name = operator.removeprefix("MatMul").removeprefix("Linear").removesuffix("Asymmetric")
+    return bool(library.OnnxqRounds(name.encode()))
+
+
+def register(
+    options: "onnxruntime.SessionOptions", *, dequantize: bool = False, int8: bool = False, cuda: bool = False
+) -> bool:
     """Give the sessions made with `options` the native kernels of onnxq's operators. A second call changes nothing.
 
     Args:
         options: changed in place.
         dequantize: run `Dequantize<F>` in kernels as well. onnxruntime folds the function of that operator to a float
             weight at load; a kernel keeps the weight packed in memory, and decodes it in every run.
+        int8: let products on the CPU round activations to int8 where that is faster; `rounds_activations` says which.
         cuda: the session will run on CUDA: give it the operators of the GPU, `MatMul<F>Tiled`, instead of those of the
             CPU. Their kernels are compiled when the session is made, and kept on disk by CuPy.
 
@@ -86,8 +109,10 @@ def register(options: "onnxruntime.SessionOptions", *, dequantize: bool = False,
         return False
     if cuda:
         options.add_session_config_entry(_CUDA_ENTRY, "1")
-    elif dequantize:
+    if dequantize:
         options.add_session_config_entry(_DEQUANTIZE_ENTRY, "1")
+    if int8:
+        options.add_session_config_entry(_INT8_ENTRY, "1")
     try:
         options.register_custom_ops_library(str(library.path))
     except Exception as error:

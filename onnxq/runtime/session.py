@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
+# The accuracy level at which products may round activations to int8.
+INT8_LEVEL = 4
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "gpu": CUDA}
 
 _GRAPH = {"enable_cuda_graph": "1"}
@@ -48,7 +50,8 @@ def session(
         threads: threads within one operator; by default onnxruntime uses every core.
         accuracy_level: how exactly 2-, 4- and 8-bit matmuls that onnxruntime fuses itself (`DequantizeLinear` and
             `MatMul` into `MatMulNBits`) compute: 4 rounds activations to int8 and is onnxruntime's default, 1 is
-            float32, 2 float16, 3 bfloat16, 0 whatever the kernel has for the input (float32 on the CPU).
+            float32, 2 float16, 3 bfloat16, 0 whatever the kernel has for the input (float32 on the CPU). 4 lets onnxq's
+            own CPU kernels round activations as well, which they do not by default.
         options: session options to start from; they are changed in place.
         native: run onnxq's operators in its own kernels where the CPU or CUDA is the first provider and the kernels are
             there (`onnxq doctor`); else the functions in the model run.
@@ -73,7 +76,7 @@ def session(
     if chosen[0] == CUDA:
         options.add_session_config_entry(_WEIGHTS_BESIDE_ARENA, "1")
     if native and chosen[0] in (CPU, CUDA):
-        register(options, cuda=chosen[0] == CUDA)
+        register(options, int8=accuracy_level == INT8_LEVEL, cuda=chosen[0] == CUDA)
     name = "the model" if isinstance(model, bytes) else f"'{model}'"
     try:
         opened = ort.InferenceSession(

@@ -139,12 +139,14 @@ def assert_close(y: np.ndarray, expected: np.ndarray, magnitudes: np.ndarray, dt
     assert not wrong.any(), f"{wrong.sum()} of {wrong.size} differ, first at {np.argwhere(wrong)[0].tolist()}"
 
 
-def open_session(model: bytes, *, native: bool = True, threads: int = 2, dequantize: bool = False) -> Any:
+def open_session(
+    model: bytes, *, native: bool = True, threads: int = 2, dequantize: bool = False, int8: bool = False
+) -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = threads
     if native:
-        assert register(options, dequantize=dequantize)
+        assert register(options, dequantize=dequantize, int8=int8)
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from onnxq.analysis.execution import Execution, FusedMatMuls, execution
 from onnxq.model.load import from_proto
+from onnxq.runtime.native import rounds_activations
 
 RNG = np.random.default_rng(0)
 
@@ -304,6 +305,28 @@ def test_operators_that_the_library_has_are_native_and_others_stay_functions(mod
     assert (told.native, told.functions) == ({}, {"DequantizeFP6E3M2": 1, "MatMulFP6E3M2": 1})
 
 
+def test_native_products_round_activations_at_level_4_where_the_cpu_can(model_of):
+    model = model_of(
+        """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
+        g (float[B,64] x) => (float[B,32] z) {
+            y = onnxq.MatMulFP6E2M3 <shape: ints = [64, 64], block_size: int = 32> (x, w, s)
+            z = onnxq.MatMulFP6E2M3 <shape: ints = [64, 32], block_size: int = 48> (y, w, s) }
+        <domain: "onnxq", opset_import: ["": 25]>
+        MatMulFP6E2M3 (x, w, s) => (y) { f = CastLike(w, s) d = Mul(f, s) y = MatMul(x, d) }""",
+        w=array("uint8", (64, 32)),
+        s=array("float32", (32,)),
+    )
+    one = {"MatMulFP6E2M3": 1} if rounds_activations("MatMulFP6E2M3", 64, 32) else {}
+    for level, expected in ((None, {}), (0, {}), (1, {}), (4, one)):
+        told = execution(from_proto(model), accuracy_level=level)
+        assert told.native == {"MatMulFP6E2M3": 2}
+        assert told.native_int8 == expected
+        assert told.rounds_activations == bool(expected)
+    if one:
+        line = "2 onnxq MatMulFP6E2M3 in a native kernel, on packed weights (1 with activations rounded to int8)"
+        assert told.sentences() == [line]
+
+
 def test_on_cuda_weights_in_tiles_are_native_where_a_gpu_has_kernels(model_of, monkeypatch):
     model = model_of(
         """<ir_version: 13, opset_import: ["": 25, "onnxq": 1]>
@@ -407,10 +430,11 @@ def test_a_quantized_convolution_is_integer_only_if_its_result_is_quantized_too(
 
 def test_sentences_and_dict_say_the_same(model_of):
     told = execution(from_proto(model_of(graph(BLOCKED, MATMUL), **arrays())))
-    assert told.sentences() == ["1 fused 4-bit matmuls at accuracy level 4 (activations rounded to int8)"]
+    assert told.sentences() == ["1 fused 4-bit matmul at accuracy level 4 (activations rounded to int8)"]
     assert told.to_dict() == {
         "fused": [{"bits": 4, "accuracy_level": 4, "count": 1}],
         "native": {},
+        "native_int8": {},
         "functions": {},
         "rounded": 0,
         "rotated": 0,
