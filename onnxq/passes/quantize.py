@@ -92,7 +92,10 @@ def quantize_weights(
     def solved(number: int) -> Solution | str:
         if solutions is not None:
             return solutions.get(number)
-        return solve(work[number], non_finite, curvatures.of(work[number].measured), xp)
+        found = solve(work[number], non_finite, curvatures.of(work[number].measured), xp)
+        # The next weights are solved before this one is written: memory should not hold them all.
+        work[number].weight.release()
+        return found
 
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
@@ -103,6 +106,7 @@ def quantize_weights(
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
             else:
                 results.append(_replace(editor, weight, item.decision, solution, plan, sink))
+            weight.release()
             if progress is not None:
                 progress(weight.name, weight.size)
     return results
