@@ -43,14 +43,15 @@ def script(path: Path):
 
 @pytest.fixture(scope="session")
 def sample_with_cache(tmp_path_factory):
-    """The sample language model with a cache, in one of its forms: the path of a file."""
+    """The sample language model with a cache, in one of its forms and float types: the path of a file."""
     made = {}
 
-    def make(form: str) -> Path:
-        if form not in made:
-            made[form] = tmp_path_factory.mktemp("cached") / f"{form}.onnx"
-            onnx.save(script(SAMPLES / "code_lm" / "cached.py").cached(form), made[form])
-        return made[form]
+    def make(form: str, dtype: int = onnx.TensorProto.FLOAT) -> Path:
+        if (form, dtype) not in made:
+            made[form, dtype] = tmp_path_factory.mktemp("cached") / f"{form}.onnx"
+            model = script(SAMPLES / "code_lm" / "cached.py").cached(form, dtype=dtype)
+            onnx.save(model, made[form, dtype])
+        return made[form, dtype]
 
     return make
 

@@ -55,4 +55,30 @@ def test_the_benchmarks_of_decoding_print_a_row_a_model(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert [line.split(" | ")[0].strip("| ") for line in done.stdout.splitlines() if line.startswith("| ")][1:] == rows
-    assert len(json.loads(result.read_text())) == len(rows)
+    found = json.loads(result.read_text())
+    assert len(found["rows"] if isinstance(found, dict) else found) == len(rows)
+
+
+@pytest.mark.slow
+def test_the_page_of_decoding_shows_what_its_benchmarks_wrote(tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command], capture_output=True, text=True, env=environment, cwd=ROOT, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    model, decoding, conversion = (str(tmp_path / name) for name in ("tiny.onnx", "tiny.json", "conversion.json"))
+    run("samples/shapes/make.py", "tiny", "-o", model)
+    sizes = ["--recipes", "fp6", "--batch", "1,3", "--context", "8", "--steps", "2", "--rounds", "1"]
+    options = ["--ort-int4", "--head", "--folder", str(tmp_path), "--json", decoding]
+    run("tools/bench_decode.py", model, *sizes, *options)
+    printed = run("tools/bench_conversion.py", model, "-o", str(tmp_path / "out.onnx"), "--json", conversion)
+    assert "times copying" in printed
+    page = run("tools/decode_page.py", decoding, conversion)
+    for row in json.loads(Path(decoding).read_text())["rows"]:
+        assert f"{row['milliseconds']:.2f} ({row['tokens_per_second']:,.0f}; {row['times_float']:.2f})" in page
+    assert page.count("| onnxruntime int4 |") == page.count("| `fp6` |") == 2
+    assert f"{json.loads(Path(conversion).read_text())['times_copying']:.1f} times as long" in page

@@ -43,6 +43,9 @@ SCHEMES = {
     "w4a4-fp-gptq": "weight: {format: fp4_e2m1, method: gptq}, activation: {format: fp4_e2m1}",
     "w4a4-static": "weight: {format: int4}, activation: {format: int4}",
     "w4a4-static-gptq": "weight: {format: int4, method: gptq}, activation: {format: int4}",
+    "w8a8-mse": "weight: {format: int8, method: gptq}, activation: {format: int8, range: mse}",
+    "w4a4-fp-mse": "weight: {format: fp4_e2m1, method: gptq}, activation: {format: fp4_e2m1, range: mse}",
+    "w4a4-static-mse": "weight: {format: int4, method: gptq}, activation: {format: int4, range: mse}",
     "w4a4": "weight: {format: int4}, activation: {format: int4, granularity: token}",
     "w4a4-gptq": "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token}",
     "w4a4-clip": (
@@ -52,6 +55,12 @@ SCHEMES = {
         "weight: {format: int4, method: gptq}, "
         "activation: {format: uint4, symmetric: false, granularity: token, clip_ratio: 0.9}"
     ),
+    "a4": "activation: {format: int4, granularity: token}",
+    "a4-clip": "activation: {format: int4, granularity: token, clip_ratio: 0.9}",
+    "a4-zero": "activation: {format: uint4, symmetric: false, granularity: token}",
+    "a4-both": "activation: {format: uint4, symmetric: false, granularity: token, clip_ratio: 0.9}",
+    "a4-fp": "activation: {format: fp4_e2m1, granularity: token}",
+    "a4-fp-clip": "activation: {format: fp4_e2m1, granularity: token, clip_ratio: 0.9}",
     "w4": "weight: {format: int4}",
 }
 # Shares are those of what another scheme adds without steps.
@@ -59,9 +68,17 @@ BASES = {
     "w8a8-gptq": "w8a8",
     "w4a4-fp-gptq": "w4a4-fp",
     "w4a4-static-gptq": "w4a4-static",
+    "w8a8-mse": "w8a8",
+    "w4a4-fp-mse": "w4a4-fp",
+    "w4a4-static-mse": "w4a4-static",
     "w4a4-gptq": "w4a4",
     "w4a4-clip": "w4a4",
     "w4a4-zero": "w4a4",
+    "a4-clip": "a4",
+    "a4-zero": "a4",
+    "a4-both": "a4",
+    "a4-fp": "a4",
+    "a4-fp-clip": "a4",
 }
 ABOUT = {
     "w8a8": "INT8, one scale for the activation",
@@ -70,10 +87,19 @@ ABOUT = {
     "w4a4-fp-gptq": "FP4 E2M1 with GPTQ, one scale for the activation",
     "w4a4-static": "INT4, one scale for the activation",
     "w4a4-static-gptq": "INT4 with GPTQ, one scale for the activation",
+    "w8a8-mse": "INT8 with GPTQ, one scale for the activation, range: mse",
+    "w4a4-fp-mse": "FP4 E2M1 with GPTQ, one scale for the activation, range: mse",
+    "w4a4-static-mse": "INT4 with GPTQ, one scale for the activation, range: mse",
     "w4a4": "INT4, a scale for each token",
     "w4a4-gptq": "INT4 with GPTQ, a scale for each token",
     "w4a4-clip": "INT4 with GPTQ, a scale for each token, clipped at 0.9",
     "w4a4-zero": "INT4 with GPTQ, a scale and a zero point for each token, clipped at 0.9",
+    "a4": "float and INT4, a scale for each token",
+    "a4-clip": "float and INT4, a scale for each token, clipped at 0.9",
+    "a4-zero": "float and INT4, a scale and a zero point for each token",
+    "a4-both": "float and INT4, a scale and a zero point for each token, clipped at 0.9",
+    "a4-fp": "float and FP4 E2M1, a scale for each token",
+    "a4-fp-clip": "float and FP4 E2M1, a scale for each token, clipped at 0.9",
     "w4": "INT4 and float",
 }
 # (outliers, scheme): steps, the first of them none.
@@ -98,10 +124,13 @@ STEPS = {
     ("channels", "w4a4-zero"): ["rotate"],
     ("spikes", "w8a8"): ["", "smooth", "aweq", "disassemble, insert: true", "rotate"],
     ("spikes", "w8a8-gptq"): ["rotate"],
+    ("spikes", "w8a8-mse"): ["rotate"],
     ("spikes", "w4a4-fp"): ["", "rotate"],
     ("spikes", "w4a4-fp-gptq"): ["rotate"],
+    ("spikes", "w4a4-fp-mse"): ["rotate"],
     ("spikes", "w4a4-static"): ["", "rotate"],
     ("spikes", "w4a4-static-gptq"): ["rotate"],
+    ("spikes", "w4a4-static-mse"): ["rotate"],
     ("spikes", "w4a4"): ["", "smooth", "rotate, choose: false", "rotate"],
     ("spikes", "w4a4-gptq"): ["", "rotate"],
     ("spikes", "w4a4-clip"): ["rotate"],
@@ -116,6 +145,12 @@ STEPS = {
     ("none", "w4a4-gptq"): ["", "rotate"],
     ("none", "w4a4-clip"): ["rotate"],
     ("none", "w4a4-zero"): ["rotate"],
+    ("none", "a4"): ["", "rotate, choose: false"],
+    ("none", "a4-clip"): ["rotate, choose: false"],
+    ("none", "a4-zero"): ["rotate, choose: false"],
+    ("none", "a4-both"): ["rotate, choose: false"],
+    ("none", "a4-fp"): ["rotate, choose: false"],
+    ("none", "a4-fp-clip"): ["rotate, choose: false"],
     ("none", "w4"): ["", "rotate, sites: [residual, value], choose: false", "rotate, sites: [residual, value]"],
 }
 

@@ -1,12 +1,16 @@
 """Time candidate configurations of the CUDA kernels on the GPU at hand; tools/make_kernel_table.py takes the fastest.
 
-python tools/sweep_kernels.py OUT.json --family stream --shapes 28672x8192 4096x4096 --rows 1 16 [--seconds 120]
+python tools/sweep_kernels.py OUT.json fp6_e3m2:4096x4096:8,16 int4/128:28672x8192:16 [--most 60] [--seconds 300]
+
+A product is format[/group]:NxK:M[,M...]. In a model most products follow another kernel, so that they cannot start
+early; `--between` puts one before each product.
 """
 
 import argparse
 import json
+import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import product
@@ -18,29 +22,33 @@ from gpu_products import Product, calls_for, seconds_each
 
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
+from onnxq.runtime.cuda.table import choose
 
 _WARM_SECONDS = 0.003  # one candidate after the other keeps the clocks up
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
-GEOMETRIES = (  # rw, wr, wk
-    *((1, 1, 4), (1, 1, 8), (1, 1, 16), (1, 2, 4), (1, 2, 8), (2, 1, 4), (2, 1, 8), (2, 2, 2), (2, 2, 4), (2, 4, 1)),
-    *((3, 1, 8), (3, 2, 4), (4, 1, 4), (4, 1, 8), (4, 2, 2), (4, 2, 4), (4, 4, 1)),
-)
+MULTIPROCESSORS = 132
 
 
 def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
-    """Candidates of matmul_stream."""
+    """Candidates of matmul_stream: blocks of a few strips of 16 columns, or of so many that whole waves are filled."""
     nt = max(1, 1 << max(0, (min(M, 64) - 1).bit_length() - 3))
-    for rw, wr, wk in GEOMETRIES:
-        one = Stream(nt, rw, wr, wk, 40, 1, x_rows=min(M, 8 * nt)).shared_bytes(operand) // 40
-        for split in (1, 2, 4):
-            deep = -(-K // 128 // wk // split)
-            blocks = -(-N // (16 * rw * wr)) * split
-            if deep >= 2 and 100 <= blocks <= 1800 and (split == 1 or blocks <= 600):
-                fitting = {min(deep, 12, budget // one) for budget in BUDGETS} | {2, 3, 4} & set(range(deep + 1))
-                for stages in sorted(fitting):
-                    if stages >= 2 and stages * one < BUDGETS[-1]:
-                        for ahead in (0, 1) if rw <= 2 else (0,):
-                            yield Stream(nt, rw, wr, wk, stages, split, x_rows=min(M, 8 * nt), ahead=ahead)
+    for split, wk, rw in product((1, 2), (2, 4, 8), (1, 2, 3, 4, 7)):
+        strips = {-(-N * split // 16 // (MULTIPROCESSORS * waves)) for waves in (1, 2)} | {2, 4}
+        for wr in sorted({each // rw for each in strips if each % rw == 0}):
+            blocks, deep = -(-N // (16 * rw * wr)) * split, -(-K // 128 // wk // split)
+            if (
+                not (8 if rw == 1 else 4) <= wr * wk <= 16
+                or deep < 2
+                or not 100 <= blocks <= (1800 if split == 1 else 300)
+            ):
+                continue
+            made = partial(Stream, nt, rw, wr, wk, split=split, x_rows=min(M, 8 * nt))
+            one = made(stages=40).shared_bytes(operand) // 40
+            for stages in sorted({2, 3} | {min(deep, 12, budget // one) for budget in BUDGETS}):
+                if not 2 <= stages <= min(deep, BUDGETS[-1] // one):
+                    continue
+                for ahead in (0, 1) if rw <= 2 else (0,):
+                    yield made(stages=stages, ahead=ahead)
 
 
 def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
@@ -68,6 +76,17 @@ def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
                         yield candidate
 
 
+def candidates(operand: Operand, M: int, N: int, K: int, most: int) -> list[Configuration]:
+    """What the table has now, and at most so many others."""
+    found: list[Configuration] = []
+    if M <= 64:
+        found += streams(operand, M, N, K)
+    if M >= 16:
+        found += tiles(operand, M, N, K)
+    known = choose(operand, M, N, K)
+    return [known, *random.Random(0).sample(found, min(most, len(found)))]  # noqa: S311 a choice of what to try
+
+
 def compile_one(operand: Operand, configuration: Configuration) -> str:
     """Fill CuPy's disk cache; what went wrong, or nothing."""
     try:
@@ -77,77 +96,89 @@ def compile_one(operand: Operand, configuration: Configuration) -> str:
     return ""
 
 
+def parsed(text: str) -> list[tuple[Operand, int, int, int]]:
+    """The products that an argument names: operand, N, K, M."""
+    kind, shape, rows = text.split(":")
+    fmt, _, group = kind.partition("/")
+    N, K = (int(each) for each in shape.split("x"))
+    operand = Operand(fmt, group=int(group or 0), zero=fmt.startswith("uint"))
+    return [(operand, N, K, int(M)) for M in rows.split(",")]
+
+
+def timed(
+    weight: Product, M: int, configurations: list[Configuration], until: float, *, between: bool
+) -> dict[str, object]:
+    """Check and time the candidates for a product, print the fastest."""
+    operand, N, K = weight.operand, weight.N, weight.K
+    x = weight.activations(M)
+    y = torch.empty(M, N, dtype=x.dtype, device="cuda")
+    reference = x.double() @ weight.dense()
+    count = calls_for(max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14), weight.copies)
+    rows = []
+    source = torch.empty_like(x)
+
+    def other(_: int) -> None:
+        torch.mul(source, 1.0, out=x)
+
+    source.copy_(x)
+    seconds_of_other = seconds_each(other, count, weight.copies, 5, _WARM_SECONDS) if between else 0.0
+    for configuration in configurations:
+        if time.monotonic() > until:
+            break
+        run = partial(weight.run, configuration, x, y)
+
+        def both(copy: int, run: Callable[[int], None] = run) -> None:
+            other(copy)
+            run(copy)
+
+        try:
+            error = weight.error(configuration, x, reference)
+            call = both if between else run
+            seconds = seconds_each(call, count, weight.copies, 5, _WARM_SECONDS) - seconds_of_other
+        except Exception as problem:  # noqa: BLE001 as above
+            if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
+                print(configuration, problem)
+            continue
+        rows.append({"us": seconds * 1e6, "error": error, "configuration": repr(configuration)})
+    known = next((row for row in rows if row["configuration"] == repr(configurations[0])), None)
+    rows.sort(key=lambda row: row["us"])
+    wrong = [row for row in rows if not row["error"] < 1e-3]
+    limit, cublas = weight.limit_seconds * 1e6, weight.cublas_seconds(x, y) * 1e6
+    tried = f"{len(rows)} of {len(configurations)} tried, {len(wrong)} wrong"
+    print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, cuBLAS {cublas:.2f} us, {tried}")
+    for row in [*([known] if known else []), *rows[:5], *wrong[:3]]:
+        us = row["us"]
+        print(f"   {us:.2f} us {limit / us:.0%} {cublas / us:.2f} times {row['configuration']} {row['error']:.1e}")
+    about = {"fmt": operand.fmt, "group": operand.group, "N": N, "K": K, "M": M}
+    return about | {"cublas_us": cublas, "rows": rows}
+
+
 def main() -> None:
     """Compile all candidates, check and time each, print and write the times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--family", choices=("stream", "tile"), required=True)
-    parser.add_argument("--shapes", nargs="+", required=True, help="NxK")
-    parser.add_argument("--rows", nargs="+", type=int, required=True, help="values of M")
-    parser.add_argument("--fmt", default="fp6_e3m2")
-    parser.add_argument("--group", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long")
+    parser.add_argument("products", nargs="+", type=parsed, metavar="PRODUCT")
+    parser.add_argument("--most", type=int, default=10**6, help="try so many candidates of a product, picked at random")
+    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so long; products share the time evenly")
+    parser.add_argument("--between", action="store_true", help="another kernel before each product")
     arguments = parser.parse_args()
     began = time.monotonic()
-    operand = Operand(arguments.fmt, group=arguments.group)
-    candidates = streams if arguments.family == "stream" else tiles
-    shapes = [tuple(int(part) for part in shape.split("x")) for shape in arguments.shapes]
-    work = {(N, K, M): list(candidates(operand, M, N, K)) for N, K in shapes for M in arguments.rows}
-    unique = list(dict.fromkeys(c for listed in work.values() for c in listed))
+    products = [each for listed in arguments.products for each in listed]
+    work = [candidates(operand, M, N, K, arguments.most) for operand, N, K, M in products]
+    pairs = dict.fromkeys((operand, c) for (operand, *_), listed in zip(products, work, strict=True) for c in listed)
     with ProcessPoolExecutor(15, get_context("spawn")) as pool:
-        broken = list(filter(None, pool.map(compile_one, [operand] * len(unique), unique, chunksize=4)))
-    print(
-        f"{len(unique)} configurations compiled in {time.monotonic() - began:.0f} s, {len(broken)} refused", *broken[:3]
-    )
-    results = []
-    for N, K in shapes:
-        weight = Product(operand, N, K)
-        for M in arguments.rows:
-            x = weight.activations(M)
-            y = torch.empty(M, N, dtype=x.dtype, device="cuda")
-            reference = x.double() @ weight.dense()
-            rows = []
-            for configuration in work[N, K, M]:
-                if time.monotonic() - began > arguments.seconds:
-                    break
-                run = partial(weight.run, configuration, x, y)
-                guess = max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14)
-                count = calls_for(guess, weight.copies)
-                try:
-                    error = weight.error(configuration, x, reference)
-                    seconds = seconds_each(run, count, weight.copies, 5, _WARM_SECONDS)
-                except Exception as problem:  # noqa: BLE001 as above
-                    if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
-                        print(configuration, problem)
-                    continue
-                rows.append({"us": seconds * 1e6, "error": error, "configuration": repr(configuration)})
-            if not rows:
-                continue
-            rows.sort(key=lambda row: row["us"])
-            wrong = [row for row in rows if not row["error"] < 1e-3]
-            limit = weight.limit_seconds * 1e6
-            print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, {len(rows)} tried, {len(wrong)} wrong")
-            for row in rows[:5] + wrong[:3]:
-                print(f"   {row['us']:.2f} us {limit / row['us']:.0%} {row['configuration']} {row['error']:.1e}")
-            best = partial(weight.run, eval(rows[0]["configuration"]), x, y, early=False)  # noqa: S307 our own text
-            late = seconds_each(best, count, weight.copies, 5) * 1e6
-            cublas = weight.cublas_seconds(x, y) * 1e6
-            print(f"   without early launch {late:.2f} us; cuBLAS {cublas:.2f} us, {cublas / rows[0]['us']:.2f} times")
-            results.append(
-                {
-                    "cublas_us": cublas,
-                    "late_us": late,
-                    "N": N,
-                    "K": K,
-                    "M": M,
-                    "fmt": operand.fmt,
-                    "group": operand.group,
-                    "rows": rows,
-                }
-            )
-            arguments.out.write_text(json.dumps(results))
-        del weight
-        torch.cuda.empty_cache()
+        broken = list(filter(None, pool.map(compile_one, *zip(*pairs, strict=True), chunksize=4)))
+    print(f"{len(pairs)} compiled in {time.monotonic() - began:.0f} s, {len(broken)} refused", *broken[:3])
+    results: list[dict[str, object]] = []
+    weight = None
+    for at, ((operand, N, K, M), listed) in enumerate(zip(products, work, strict=True)):
+        if weight is None or (weight.operand, weight.N, weight.K) != (operand, N, K):
+            weight = None  # frees the one before
+            weight = Product(operand, N, K)
+        now = time.monotonic()
+        share = (began + arguments.seconds - now) / (len(products) - at)
+        results.append(timed(weight, M, listed, now + share, between=arguments.between))
+        arguments.out.write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

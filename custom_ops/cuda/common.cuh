@@ -69,6 +69,19 @@ __device__ __forceinline__ void load_raw(Raw& raw, const u8* unit, int lane) {
   *reinterpret_cast<uint4*>(raw.low + 4) = p[32];
 }
 
+// Bits of `one` where `mask` has them, of `other` elsewhere; and bits of `x` under `mask`, some flipped: an instruction each, of which nvcc
+// makes two where both constants are known.
+__device__ __forceinline__ u32 choose_bits(u32 mask, u32 one, u32 other) {
+  u32 r;
+  asm("lop3.b32 %0, %1, %2, %3, 0xca;" : "=r"(r) : "r"(mask), "r"(one), "r"(other));
+  return r;
+}
+__device__ __forceinline__ u32 mask_and_flip(u32 x, u32 mask, u32 flip) {
+  u32 r;
+  asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(r) : "r"(x), "r"(mask), "r"(flip));
+  return r;
+}
+
 // A pair of 16-bit values times another.
 __device__ __forceinline__ u32 times_pair(u32 pair, u32 factor) {
   u32 r;
@@ -105,63 +118,47 @@ __device__ __forceinline__ Minus minus_of(u32 zero0, u32 zero1) {
   return m;
 }
 
+// Where a minifloat lies in the upper byte of a half word: its sign in bit 15, exponent and mantissa in FIELD << SHIFT.
+constexpr int SHIFT = BF16 ? FORMAT == 1 ? 4 : 3 : FORMAT == 1 ? 1 : 0;
+constexpr u32 SIGN = 0x80008000u;
+constexpr u32 FIELD = (FORMAT == 2 ? 0x0e000e00u : 0x1f001f00u) >> SHIFT;
+// Pairs of 16-bit values from four weights a word, a byte each: of the upper bytes of the half words, and of the lower ones.
+__device__ __forceinline__ void pairs_of(u32 four, u32& upper, u32& lower) {
+  upper = SHIFT ? (four & SIGN) | ((four >> SHIFT) & FIELD) : four & (SIGN | FIELD);
+  lower = SHIFT ? ((four << 8) & SIGN) | ((four << (8 - SHIFT)) & FIELD) : (four << 8) & (SIGN | FIELD);
+  if (BF16) {
+    constexpr u32 factor = FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u;
+    upper = times_pair(upper, factor), lower = times_pair(lower, factor);
+  }
+}
+
 // The A fragment of step `j` (16 of the 128 k): a[0] row g, a[1] row g + 8, a[2] and a[3] the same, 8 further in k.
 __device__ __forceinline__ void decode(const Raw& raw, int j, u32* a, const Minus& minus) {
-  u32 x = raw.low[j];
+  const u32 x = raw.low[j];
 #if FORMAT < 2
-  u32 h = raw.high[j >> 1];
-  u32 h0 = j & 1 ? h << 2 : h, h1 = j & 1 ? __funnelshift_r(h, h, 2) : h << 4;
-  u32 p = (x & 0x0f0f0f0fu) | (h0 & 0xf0f0f0f0u), q = ((x >> 4) & 0x0f0f0f0fu) | (h1 & 0xf0f0f0f0u);
-#if BF16
-  const u32 sign = 0x80008000u, field = FORMAT == 0 ? 0x03e003e0u : 0x01f001f0u;
-  const u32 factor = FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u;
-  const int s = FORMAT == 0 ? 3 : 4;
-  a[0] = times_pair((p & sign) | ((p >> s) & field), factor);
-  a[1] = times_pair(((p << 8) & sign) | ((p << (8 - s)) & field), factor);
-  a[2] = times_pair((q & sign) | ((q >> s) & field), factor);
-  a[3] = times_pair(((q << 8) & sign) | ((q << (8 - s)) & field), factor);
-#elif FORMAT == 0
-  a[0] = p & 0x9f009f00u;
-  a[1] = (p << 8) & 0x9f009f00u;
-  a[2] = q & 0x9f009f00u;
-  a[3] = (q << 8) & 0x9f009f00u;
-#else
-  const u32 sign = 0x80008000u, field = 0x0f800f80u;
-  a[0] = (p & sign) | ((p >> 1) & field);
-  a[1] = ((p << 8) & sign) | ((p << 7) & field);
-  a[2] = (q & sign) | ((q >> 1) & field);
-  a[3] = ((q << 8) & sign) | ((q << 7) & field);
-#endif
+  const u32 h = raw.high[j >> 1];
+  pairs_of(choose_bits(0x0f0f0f0fu, x, j & 1 ? h << 2 : h), a[0], a[1]);
+  pairs_of(choose_bits(0x0f0f0f0fu, x >> 4, j & 1 ? __funnelshift_r(h, h, 2) : h << 4), a[2], a[3]);
 #elif FORMAT == 2
-  const u32 sign = 0x80008000u;
-#if BF16
-  const u32 field = 0x01c001c0u, factor = 0x7e807e80u;
-  a[0] = times_pair((x & sign) | ((x >> 3) & field), factor);
-  a[1] = times_pair(((x << 8) & sign) | ((x << 5) & field), factor);
-  a[2] = times_pair(((x << 7) & sign) | ((x >> 6) & field), factor);
-  a[3] = times_pair(((x << 15) & sign) | ((x << 2) & field), factor);
+  pairs_of(x, a[0], a[1]);
+  pairs_of(choose_bits(0x80808080u, x << 7, x >> 3), a[2], a[3]);
 #else
-  const u32 field = 0x0e000e00u;
-  a[0] = x & 0x8e008e00u;
-  a[1] = (x << 8) & 0x8e008e00u;
-  a[2] = ((x << 7) & sign) | ((x >> 3) & field);
-  a[3] = ((x << 15) & sign) | ((x << 5) & field);
-#endif
-#else
-  u32 y = x >> 8;
+  const u32 y = x >> 8;
 #if BF16
-  const u32 magic = FORMAT == 3 ? 0x43084308u : 0x43004300u, mask = 0x000f000fu;
-  const u32 one = 0x3f803f80u;
-  u32 n[4] = {(y & mask) ^ magic, (x & mask) ^ magic, ((y >> 4) & mask) ^ magic, ((x >> 4) & mask) ^ magic};
+  const u32 near = FORMAT == 3 ? 0x43084308u : 0x43004300u, one = 0x3f803f80u;
+  const u32 n[4] = {y, x, y >> 4, x >> 4};
 #pragma unroll
-  for (int i = 0; i < 4; i++) asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(a[i]) : "r"(n[i]), "r"(one), "r"(minus.near[i & 1]));
+  for (int i = 0; i < 4; i++)
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(a[i]) : "r"(mask_and_flip(n[i], 0x000f000fu, near)), "r"(one), "r"(minus.near[i & 1]));
 #else
   const u32 near = FORMAT == 3 ? 0x64086408u : 0x64006400u, far = FORMAT == 3 ? 0x64806480u : 0x64006400u;
-  u32 n[4] = {(y & 0x000f000fu) ^ near, (x & 0x000f000fu) ^ near, (y & 0x00f000f0u) ^ far, (x & 0x00f000f0u) ^ far};
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a[0]) : "r"(n[0]), "r"(minus.near[0]));
-  asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a[1]) : "r"(n[1]), "r"(minus.near[1]));
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(a[2]) : "r"(n[2]), "r"(0x2c002c00u), "r"(minus.far[0]));
-  asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(a[3]) : "r"(n[3]), "r"(0x2c002c00u), "r"(minus.far[1]));
+  const u32 n[2] = {y, x};
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(a[i]) : "r"(mask_and_flip(n[i], 0x000f000fu, near)), "r"(minus.near[i]));
+    asm("fma.rn.f16x2 %0, %1, %2, %3;"
+        : "=r"(a[i + 2]) : "r"(mask_and_flip(n[i], 0x00f000f0u, far)), "r"(0x2c002c00u), "r"(minus.far[i]));
+  }
 #endif
 #endif
 }

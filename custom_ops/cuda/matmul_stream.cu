@@ -18,7 +18,8 @@
 #include "common.cuh"
 
 constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
-constexpr int X_BYTES = X_ROWS * WK * 256, W_BYTES = STRIPS * WK * UNIT;
+// x lies in lines of 64 k, [slab of 64 k][row]. There is room for the lines past the last row that ldmatrix reads.
+constexpr int X_BYTES = (X_ROWS * (2 * WK - 1) + COLUMNS) * 128, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
 constexpr int BOXES = SHARE > 1 ? WK : 1, S_BYTES = GROUP ? WK / BOXES * SUB * ROWS * static_cast<int>(sizeof(Scale)) : 0;
 constexpr int S_PITCH = (S_BYTES + 127) / 128 * 128;
@@ -28,7 +29,7 @@ constexpr int STAGE = (X_BYTES + W_BYTES + BOXES * (S_PITCH + Z_PITCH) + 1023) /
 constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
-constexpr int BARRIERS = (24 * STAGES + 15) / 16 * 16;
+constexpr int BARRIERS = 32 * STAGES;
 // bytes = RING + BARRIERS + 8 * ROWS
 
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
@@ -53,7 +54,8 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   extern __shared__ __align__(1024) u8 ring[];
   u64* full = reinterpret_cast<u64*>(ring + RING);
   u64* ready = full + STAGES;
-  u64* empty = ready + STAGES;
+  u64* taken = ready + STAGES;
+  u64* empty = taken + STAGES;
   float* factors = reinterpret_cast<float*>(ring + RING + BARRIERS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
@@ -66,6 +68,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     for (int s = 0; s < STAGES; s++) {
       barrier_init(full + s, 1);
       barrier_init(ready + s, 1);
+      barrier_init(taken + s, 32 * WARPS);
       barrier_init(empty + s, 32 * WARPS);
     }
     fence_barrier_init();
@@ -75,7 +78,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   float acc[CHAINS][RW][NT][4] = {};
   if (warp == WARPS) {
     const u64 once = stream_once();
-    auto constants = [&](int i) {
+    auto copy_weights = [&](int i) {
       u8* stage = ring + i % STAGES * STAGE + X_BYTES;
       u64* bar = full + i % STAGES;
       const int unit0 = (first + i) * WK;
@@ -91,27 +94,35 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         copy_box(stage, &weights, 0, unit0, strip0, bar, once);
       }
 #endif
+    };
+    auto copy_scales = [&](int i) {
       if (GROUP && lane < BOXES) {
-        const int group = (unit0 + lane) * SUB / SHARE;
-        copy_box(stage + W_BYTES + lane * S_PITCH, &scales, strip0 * 16, group, bar);
-        if (ZERO) copy_box(stage + W_BYTES + BOXES * S_PITCH + lane * Z_PITCH, &zeros, strip0 * 16, group, bar);
+        u8* boxes = ring + i % STAGES * STAGE + X_BYTES + W_BYTES;
+        const int group = ((first + i) * WK + lane) * SUB / SHARE;
+        copy_box(boxes + lane * S_PITCH, &scales, strip0 * 16, group, full + i % STAGES);
+        if (ZERO) copy_box(boxes + BOXES * S_PITCH + lane * Z_PITCH, &zeros, strip0 * 16, group, full + i % STAGES);
       }
     };
-    auto activations = [&](int i) {
+    auto copy_activations = [&](int i) {
       if (lane == 0) {
         barrier_expect(ready + i % STAGES, box * WK * 256);
         copy_box(ring + i % STAGES * STAGE, &x, 0, m0, (first + i) * WK * 2, ready + i % STAGES);
       }
     };
     const int ahead = min(count, STAGES);
-    for (int i = 0; i < ahead; i++) constants(i);
+    for (int i = 0; i < ahead; i++) {
+      copy_weights(i);
+      copy_scales(i);
+    }
     wait_for_previous_kernels();
     allow_next_kernel();
-    for (int i = 0; i < ahead; i++) activations(i);
+    for (int i = 0; i < ahead; i++) copy_activations(i);
     for (int i = ahead; i < count; i++) {
+      barrier_wait(taken + i % STAGES, (i / STAGES - 1) & 1);
+      copy_weights(i);
       barrier_wait(empty + i % STAGES, (i / STAGES - 1) & 1);
-      constants(i);
-      activations(i);
+      copy_scales(i);
+      copy_activations(i);
     }
   } else {
     load_factors<ROWS, 32 * WARPS>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
@@ -119,6 +130,15 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
     const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
+    // The 16-byte pieces of a line are exchanged by its number, so that ldmatrix has no bank conflicts. Lines past the box give
+    // columns that nobody stores.
+    u32 piece[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      const int line = (wk * 2 + j / 4) * box + b_row;
+      piece[j] = line * 128 + (((j % 4 * 2 + b_piece) ^ (line & 7)) << 4);
+      asm volatile("" : "+r"(piece[j]));  // else it would be computed again for every stage
+    }
     Minus minus[RW];
 #pragma unroll
     for (int r = 0; r < RW; r++) {
@@ -129,10 +149,14 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     for (int i = 0; i < count; i++) {
       const u8* stage = ring + i % STAGES * STAGE;
       barrier_wait(full + i % STAGES, (i / STAGES) & 1);
-      if ((first + i) * WK + wk < units) {
-        Raw raw[RW];
+      Raw raw[RW];
 #pragma unroll
-        for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
+      for (int r = 0; r < RW; r++) load_raw(raw[r], stage + X_BYTES + ((wr * RW + r) * WK + wk) * UNIT, lane);
+      // Weights are in registers: the next ones may come. Every lane arrives, though one would do: it takes no longer, and racecheck
+      // can follow it.
+      __syncwarp();
+      barrier_arrive(taken + i % STAGES);
+      if ((first + i) * WK + wk < units) {
         u32 a[RW][AHEAD ? 8 : 1][4];
         auto decode_step = [&](int j, int at) {
 #if GROUP && ZERO
@@ -155,15 +179,6 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
             for (int e = 0; e < 32; e++) asm volatile("" : "+r"(a[r][e / 4][e % 4]));
         }
         barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
-        // x lies in lines of 64 k, [slab of 64 k][row]; the 16-byte pieces of a line are exchanged by its number, so that ldmatrix has
-        // no bank conflicts. Lines past the box give columns that nobody stores.
-        u32 line[2], turn[2];
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
-          const int number = (wk * 2 + half) * box + b_row;
-          line[half] = smem(stage) + number * 128;
-          turn[half] = number & 7;
-        }
 #if GROUP
         float part[CHAINS][RW][NT][4] = {};
 #else
@@ -174,10 +189,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         for (int j = 0; j < 8; j++) {
           if constexpr (!AHEAD) decode_step(j, 0);
           if (NT == 1) {
-            if (j % 2 == 0) ldmatrix(b, line[j >> 2] + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
+            if (j % 2 == 0) ldmatrix(b, smem(stage) + piece[j]);
           } else {
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, line[j >> 2] + n * 1024 + ((((j & 3) * 2 + b_piece) ^ turn[j >> 2]) << 4));
+            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, smem(stage) + piece[j] + n * 1024);
           }
 #pragma unroll
           for (int r = 0; r < RW; r++) {
@@ -208,7 +223,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
         }
       }
       __syncwarp();
-      barrier_arrive(empty + i % STAGES);  // every lane, though one would do: it takes no longer, and racecheck can follow it
+      barrier_arrive(empty + i % STAGES);
     }
   }
   __syncthreads();  // the ring is free: sums go where it was

@@ -104,7 +104,7 @@ class Layers:
             if option.rung >= 0:
                 solution = self._solutions.get(self._number(at, option.rung))
                 if not isinstance(solution, str):
-                    replaced.append((self.lab.weights[at], solution.decode()))
+                    replaced.append((self.lab.weights[at], solution.weight()))
         found = trial.judge(replaced)
         size_bytes = sum(option.size_bytes for option in taken)
         return Assignment(

@@ -112,7 +112,7 @@ class Laboratory:
         for done, (at, number, solution) in enumerate(solved):
             weight, decision = self.weights[at], self.plans[number].decisions[at]
             if not isinstance(solution, str):
-                found = self.trial.judge([(weight, solution.decode())])
+                found = self.trial.judge([(weight, solution.weight())])
                 effect = Effect(
                     weight=decision.weight,
                     label=decision.label,
@@ -173,9 +173,9 @@ def laboratory(
 
 def _weights_only(recipe: Recipe) -> Recipe:
     """The recipe, if it changes nothing but weights."""
-    if recipe.equalize or recipe.cache or any(rule.activation for rule in recipe.rules):
+    if recipe.equalize or recipe.cache or recipe.correct or any(rule.activation for rule in recipe.rules):
         raise UsageError(
             f"recipe '{recipe.name}' changes more than weights, and layers are judged by their weights alone: give one "
-            "without equalize, activation and cache"
+            "without equalize, correct, activation and cache"
         )
     return recipe

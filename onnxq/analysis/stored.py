@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 
 from onnxq.errors import UsageError
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format
+from onnxq.formats import ALL_FORMATS, LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYPES, Format
 from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
 from onnxq.model.labels import label_of
@@ -36,7 +36,9 @@ class StoredWeight:
         granularity: `per tensor`, `per channel` or `groups of 32`.
         scale: Type in which scales are stored.
         symmetric: Whether it has no zero points.
-        size_bytes: Of codes, scales and zero points; those that several nodes read count once for each constant.
+        size_bytes: Of codes, scales, zero points and outliers; those that several nodes read count once for each
+            constant.
+        outliers: Numbers that are added to the codes' ones.
     """
 
     name: str
@@ -49,6 +51,7 @@ class StoredWeight:
     scale: str
     symmetric: bool
     size_bytes: int
+    outliers: int = 0
 
     @property
     def bits_each(self) -> float:
@@ -92,6 +95,8 @@ def _read_by(node: ir.Node) -> Iterator[StoredWeight]:
             yield from _standard(node)
         case "com.microsoft", "MatMulNBits":
             yield from _blocks(node)
+        case (domain, "PartlyBinary") if domain == DOMAIN:
+            yield from _partly_binary(node)
         case (domain, op_type) if domain == DOMAIN and (called := _OWN.fullmatch(op_type)):
             yield from _own(node, called[1], called[2], asymmetric=bool(called[3]))
 
@@ -113,6 +118,7 @@ def _standard(node: ir.Node) -> Iterator[StoredWeight]:
 def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterator[StoredWeight]:
     first = 0 if family == "Dequantize" else 1
     operands = node.inputs[first : first + (3 if asymmetric else 2)]
+    table = node.inputs[first + 2 : first + 3]
     if constant_tensor(operands[0]) is None:
         return
     try:
@@ -123,7 +129,15 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
     shape = tuple(node.attributes["shape"].as_ints())
     axis, block = node.attributes.get_int("axis", 0), node.attributes.get_int("block_size", 1)
     granularity = "per tensor" if _is_one(operands[1]) else _along(shape[axis], block)
-    yield _stored(node, kind, shape, granularity, operands)
+    yield _stored(node, kind, shape, granularity, operands, table if kind.name in LEARNED_FORMATS else ())
+
+
+def _partly_binary(node: ir.Node) -> Iterator[StoredWeight]:
+    sign, mask, scale, *others = node.inputs
+    if constant_tensor(sign) is not None:
+        shape, axis = tuple(node.attributes["shape"].as_ints()), node.attributes["axis"].as_int()
+        granularity = "per tensor" if _is_one(scale) else _along(shape[axis], node.attributes["block_size"].as_int())
+        yield _stored(node, ALL_FORMATS["binary"], shape, granularity, [sign, scale], [mask, *others])
 
 
 def _blocks(node: ir.Node) -> Iterator[StoredWeight]:
@@ -138,22 +152,29 @@ def _blocks(node: ir.Node) -> Iterator[StoredWeight]:
 
 
 def _stored(
-    node: ir.Node, kind: Format, shape: tuple[int, ...], granularity: str, operands: Sequence[ir.Value | None]
+    node: ir.Node,
+    kind: Format,
+    shape: tuple[int, ...],
+    granularity: str,
+    operands: Sequence[ir.Value | None],
+    others: Sequence[ir.Value | None] = (),
 ) -> StoredWeight:
-    """From codes, scales and perhaps zero points."""
+    """From codes, scales and perhaps zero points, and what else the operator reads that is stored for this weight."""
     codes, scale, zero = (*operands, None)[:3]
     scales = _scales(scale)
-    tensors = [constant_tensor(codes), *scales, constant_tensor(zero)]
+    adding = _adding(node)
+    beside = [] if adding is None else [each for each in map(constant_tensor, adding.inputs[1:]) if each is not None]
+    tensors = [constant_tensor(codes), *scales, *map(constant_tensor, (zero, *others)), *beside]
     maker = None if scale is None else scale.producer()
     scale_name = "?" if not scales else _SCALES.get(scales[0].dtype, scales[0].dtype.name.lower())
     if maker is not None and maker.domain == DOMAIN:
         # One byte each, whose meaning is that of the operator.
         scale_name = maker.op_type.removeprefix("Scale").lower()
     name = "" if codes is None else str(codes.name)
-    dequantizes = node.op_type.startswith("Dequantize")
+    dequantizes = node.op_type.startswith(("Dequantize", "PartlyBinary"))
     return StoredWeight(
         name=name,
-        label=label_of(name, (use.node for use in node.outputs[0].uses()) if dequantizes else (node,)),
+        label=label_of(name, [use.node for use in (adding or node).outputs[0].uses()] if dequantizes else [node]),
         op=operator_name(node),
         format=kind.name,
         bits=kind.bits,
@@ -162,7 +183,14 @@ def _stored(
         scale=scale_name,
         symmetric=zero is None,
         size_bytes=sum(each.nbytes for each in tensors if each is not None),
+        outliers=beside[-1].size if beside else 0,
     )
+
+
+def _adding(node: ir.Node) -> ir.Node | None:
+    """The node that adds outliers to the weight that a node makes."""
+    users = (use.node for use in node.outputs[0].uses())
+    return next((user for user in users if (user.domain, user.op_type) == (DOMAIN, "AddOutliers")), None)
 
 
 def _along(length: int, block: int) -> str:

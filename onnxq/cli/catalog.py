@@ -20,9 +20,9 @@ Plain = dict[str, Any]
 
 def formats(as_json: AsJson = False) -> None:
     """List the number formats and the types of scales that a recipe can name."""
-    from onnxq.formats import NAMED_FORMATS, SCALE_TYPES
+    from onnxq.formats import ALL_FORMATS, SCALE_TYPES
 
-    kinds, scales = list(NAMED_FORMATS.values()), list(SCALE_TYPES.values())
+    kinds, scales = list(ALL_FORMATS.values()), list(SCALE_TYPES.values())
     if as_json:
         show_json({"formats": [_format(each) for each in kinds], "scales": [_scale(each) for each in scales]})
         return

@@ -126,7 +126,8 @@ def _stored(found: "Inspection") -> "Table":
     )
     for each in found.stored:
         zero = "" if each.symmetric else ", zero points"
-        scales = f"{each.granularity}, {each.scale}{zero}"
+        beside = f", {each.outliers:,} outliers" if each.outliers else ""
+        scales = f"{each.granularity}, {each.scale}{zero}{beside}"
         size, bits = f"{each.size_bytes:,}", f"{each.bits_each:.2f}"
         shape = shape_text(each.shape)
         made.add_row(Name(each.label), op_text(each.op), shape, each.format, scales, size, str(each.bits), bits)

@@ -11,6 +11,9 @@ from onnxq.errors import NonFiniteError
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
 
+# Values of which each is compared with all numbers; among more, each number is looked up.
+_FEW = 16
+
 
 class Format(ABC):
     """A number type whose every value has one code.
@@ -67,15 +70,24 @@ class Format(ABC):
         return self.values.take(codes)
 
 
-def nearest_code(values: Floats, x: Floats) -> npt.NDArray[np.intp]:
+def nearest_code(values: Floats, x: Floats) -> Codes:
     """Index of the value nearest to each number; a tie goes to the even index.
 
     Args:
-        values: float32 [n], strictly ascending.
+        values: float32 [n], strictly ascending, at most 256.
         x: float32, any shape.
     """
     # The midpoint of two float32 values is exact in float64.
     middle = (values[:-1].astype(np.float64) + values[1:]) / 2
-    below = np.searchsorted(middle, x, side="left")
-    above = np.searchsorted(middle, x, side="right")
-    return np.where(below % 2 == 0, below, above)
+    if len(values) > _FEW:
+        below = np.searchsorted(middle, x, side="left")
+        above = np.searchsorted(middle, x, side="right")
+        return np.where(below % 2 == 0, below, above).astype(np.uint8)
+    # To be above a midpoint is to be above the float32 next to it, which is several times faster to tell.
+    rounded = middle.astype(np.float32)
+    under = np.where(rounded > middle, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+    over = np.where(rounded < middle, np.nextafter(rounded, np.float32(np.inf)), rounded)
+    codes = np.zeros(x.shape, np.uint8)
+    for at in range(len(middle)):
+        codes += x > under[at] if at % 2 == 0 else x >= over[at]
+    return codes

@@ -116,6 +116,6 @@ class Minifloat(Format):
 
     def _quantize_powers(self, x: Floats) -> tuple[Codes, Floats]:
         """Without mantissa bits neighbours are a factor of two apart, and only the code, not n, tells even from odd."""
-        codes = nearest_code(self._magnitudes, np.abs(x)).astype(np.uint8)
+        codes = nearest_code(self._magnitudes, np.abs(x))
         codes |= np.signbit(x).astype(np.uint8) << np.uint8(self.bits - 1)
         return codes, self.decode(codes)

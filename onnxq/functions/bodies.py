@@ -22,6 +22,7 @@ from onnxq.formats import Format
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
 _INT32 = int(onnx.TensorProto.INT32)
+_INT64 = int(onnx.TensorProto.INT64)
 
 
 def _tensor(array: npt.NDArray[Any]) -> onnx.TensorProto:
@@ -150,6 +151,21 @@ def scale_from_codes(domain: Opset, values: npt.NDArray[np.float32]) -> OnnxFunc
         return op.Gather(op.Constant(value=table), op.Cast(codes, to=_INT32)) * tensor_scale
 
     return Scale
+
+
+def add_outliers(domain: Opset) -> OnnxFunction:
+    """`AddOutliers(weight, gap, value) {dtype}`: the weight plus a few numbers, each so far behind the one before."""
+    zero = _tensor(np.float32(0))
+
+    @script(domain, default_opset=op)
+    def AddOutliers(weight, gap, value, dtype: int):
+        shape = op.Shape(weight)
+        zeros = op.Expand(op.Constant(value=zero), op.ReduceProd(shape, keepdims=1))
+        places = op.CumSum(op.Cast(gap, to=_INT64), op.Constant(value_int=0))
+        sparse = op.ScatterElements(zeros, places, op.Cast(value, to=_FLOAT))
+        return op.Cast(op.Cast(weight, to=_FLOAT) + op.Reshape(sparse, shape), to=dtype)
+
+    return AddOutliers
 
 
 def hadamard(domain: Opset) -> OnnxFunction:

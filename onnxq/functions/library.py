@@ -11,16 +11,17 @@ import onnx_ir as ir
 from onnx import FunctionProto
 from onnxscript.values import OnnxFunction, Opset
 
-from onnxq.formats import SCALE_TYPES, Format, Integer, Minifloat, get_format
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Format, Integer, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
-from onnxq.functions import bodies, rounding, tiled
+from onnxq.functions import bodies, learned, rounding, tiled
 from onnxq.functions import cache as cache_bodies
+from onnxq.functions.partly_binary import partly_binary
 
 DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize")
+_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "PartlyBinary")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -28,6 +29,17 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
     "RowScale": rounding.row_scale,
     "RowRange": rounding.row_range,
+}
+# Dequantizing, multiplying, and multiplying with a bias: with zero points or not, with a table or not.
+_WEIGHTS: dict[tuple[bool, bool], tuple[Any, Any, Any]] = {
+    (False, False): (bodies.dequantize, bodies.matmul, bodies.linear),
+    (True, False): (bodies.dequantize_asymmetric, bodies.matmul_asymmetric, bodies.linear_asymmetric),
+    (False, True): (learned.dequantize, learned.matmul, learned.linear),
+}
+# Functions that no format is in the name of, and that call no other.
+_WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
+    "AddOutliers": bodies.add_outliers,
+    "Hadamard": bodies.hadamard,
 }
 _FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
 
@@ -68,8 +80,14 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
     domain = Opset(DOMAIN, VERSION)
     if operator.startswith("Cache"):
         return _of_cache(domain, operator)
-    if operator == "Hadamard":
-        return (_named(bodies.hadamard(domain), {operator: operator}, _text(bodies.hadamard)),)
+    if operator in _WITHOUT_FORMAT:
+        body = _WITHOUT_FORMAT[operator]
+        return (_named(body(domain), {operator: operator}, _text(body)),)
+    if operator == "PartlyBinary":
+        unpacking = bodies.unpack(domain, 1)
+        names = {"Unpack": "Unpack1", operator: operator}
+        whole = _named(partly_binary(domain, unpacking), names, _text(partly_binary))
+        return _named(unpacking, names, _text(bodies.unpack, bits="1")), whole
     match = re.fullmatch(rf"({'|'.join(_FAMILIES)})(.+?)(Tiled)?(Asymmetric)?", operator)
     if match is None:
         raise ValueError(operator)
@@ -95,15 +113,15 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "Linear": f"Linear{suffix}",
         "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
-    dequantize = bodies.dequantize_asymmetric if asymmetric else bodies.dequantize
+    if asymmetric and kind.name in LEARNED_FORMATS:
+        raise ValueError(operator)
+    dequantize, matmul, linear = _WEIGHTS[asymmetric is not None, kind.name in LEARNED_FORMATS]
     unpacking = bodies.unpack(domain, kind.bits)
     dequantizing = dequantize(domain, kind, unpacking)
     scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
     if family in ("MatMul", "Linear"):
-        matmul = bodies.matmul_asymmetric if asymmetric else bodies.matmul
         scripts.append((matmul, matmul(domain, dequantizing)))
     if family == "Linear":
-        linear = bodies.linear_asymmetric if asymmetric else bodies.linear
         scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 

@@ -26,6 +26,7 @@ class GridSpec:
         scale_type: What scales are stored as; weights are rounded with the scale as stored.
         symmetric: False: integers with a zero point.
         largest: No code means more: the largest number of the weight's own type.
+        salient: Share of the weights that stay in INT8, where the others are binary.
     """
 
     formats: Sequence[Format]
@@ -33,6 +34,7 @@ class GridSpec:
     scale_type: ScaleType
     symmetric: bool = True
     largest: float = float(np.finfo(np.float32).max)
+    salient: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -148,23 +150,30 @@ def lay(kind: Format, low: Floats, high: Floats, spec: GridSpec) -> Grid:
     """
     scale_type, block, values = spec.scale_type, spec.block, kind.values[np.isfinite(kind.values)]
     if not spec.symmetric and isinstance(kind, Integer):
-        stored = _store(_or_one(high.astype(np.float64) - low, kind.high - kind.low), spec)
+        stored = _store(spread(high.astype(np.float64) - low, kind.high - kind.low), spec)
         zero = np.clip(np.rint(kind.low - low / stored.astype(np.float32)), kind.low, kind.high).astype(np.float32)
         stored = _within(stored, spec.largest / np.maximum(values.max() - zero, zero - values.min()))
         return Grid(kind, block, stored, None, stored.astype(np.float32), zero)
     absmax, farthest = np.maximum(high, -low), float(np.abs(values).max())
     # A power-of-two scale maps the binade of the largest weight to the highest binade of the format (OCP MX v1.0, 6.3).
     top = kind.max_value if scale_type.rounding == "nearest" else 2.0 ** np.floor(np.log2(kind.max_value))
+    # Of a table without zero the smallest numbers are nearest to it.
+    empty = 1.0 if (values == 0).any() else scale_type.smallest
     if not scale_type.two_level:
-        stored = _within(_store(_or_one(absmax, np.float32(top)), spec), spec.largest / farthest)
+        stored = store_scales(spread(absmax, np.float32(top), empty), spec, farthest)
         return Grid(kind, block, stored, None, stored.astype(np.float32), None)
     # The largest group scale becomes the largest number of the scale type (NVFP4).
     tiny = np.finfo(np.float32).smallest_normal / scale_type.smallest
     widest = float(absmax.max()) if absmax.size else 0.0
     tensor_scale = np.float32(max(widest / float(top) / scale_type.largest, float(tiny)))
-    stored = scale_type.store(_or_one(absmax, np.float32(top) * tensor_scale))
+    stored = scale_type.store(spread(absmax, np.float32(top) * tensor_scale, empty))
     stored = _within(stored, spec.largest / farthest / float(tensor_scale))
     return Grid(kind, block, stored, tensor_scale, stored.astype(np.float32) * tensor_scale, None)
+
+
+def store_scales(wanted: np.ndarray, spec: GridSpec, farthest: float) -> np.ndarray:
+    """Scales of one level as stored, so that `farthest` times one of them stays finite in the weight's type."""
+    return _within(_store(wanted, spec), spec.largest / farthest)
 
 
 def _store(wanted: np.ndarray, spec: GridSpec) -> np.ndarray:
@@ -188,9 +197,9 @@ def _within(stored: np.ndarray, limit: float | np.ndarray) -> np.ndarray:
     return stored
 
 
-def _or_one(extent: np.ndarray, steps: float | np.float32) -> np.ndarray:
-    """The scale that spreads `extent` over `steps`; 1 for a group of zeros, which any scale fits."""
-    scale = np.ones_like(extent)
+def spread(extent: np.ndarray, steps: float | np.float32, empty: float = 1.0) -> np.ndarray:
+    """The scale that spreads `extent` over `steps`; `empty` for a group of zeros, which any scale fits."""
+    scale = np.full_like(extent, empty)
     np.divide(extent, steps, out=scale, where=extent > 0)
     return scale
 

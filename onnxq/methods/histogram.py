@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onnxq.formats import Format
+from onnxq.formats import LEARNED_FORMATS, Format
 from onnxq.methods.solution import Solution
 
 BINS = 64
@@ -11,7 +11,9 @@ _SAMPLED_ELEMENTS = 1 << 15
 
 
 def span(kind: Format) -> tuple[float, float]:
-    """The smallest and the largest number of a format."""
+    """The smallest and the largest number of a format; with a table in each weight, as far as any may reach."""
+    if kind.name in LEARNED_FORMATS:
+        return -1.0, 1.0
     finite = kind.values[np.isfinite(kind.values)]
     return float(finite.min()), float(finite.max())
 

@@ -6,6 +6,64 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxq.formats import Format
+from onnxq.formats.base import Floats
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The sparse part of a weight.
+
+    Attributes:
+        positions: [n], ascending, in the flat codes of the weight.
+        values: float32 [n], numbers that sixteen bits hold.
+    """
+
+    positions: npt.NDArray[np.int64]
+    values: Floats
+
+    def dense(self, shape: tuple[int, ...]) -> Floats:
+        """The sparse matrix with its zeros."""
+        made = np.zeros(shape, np.float32)
+        made.reshape(-1)[self.positions] = self.values
+        return made
+
+    def turned(self, shape: tuple[int, int, int]) -> "Outliers":
+        """The same of [A, K, C] seen as [C, K, A]; `shape` is that before."""
+        a, k, c = np.unravel_index(self.positions, shape)
+        there = np.ravel_multi_index((c, k, a), shape[::-1])
+        order = np.argsort(there)
+        return Outliers(there[order], self.values[order])
+
+
+@dataclass(frozen=True)
+class Salient:
+    """What of a partly binary weight is not: INT8; and what the rest lies around.
+
+    Attributes:
+        mask: bool [A, K, C], where INT8 is.
+        codes: int8 [n], in the order of the mask.
+        scale: [A, 1, C], of INT8.
+        mean: Of the shape and type of the scales of the weight: added to what is binary.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    codes: npt.NDArray[np.int8]
+    scale: np.ndarray
+    mean: np.ndarray
+
+    def values(self) -> Floats:
+        """float32 [A, K, C], zero where the weight is binary."""
+        dense = np.zeros(self.mask.shape, np.float32)
+        dense[self.mask] = self.codes
+        return dense * self.scale.astype(np.float32)
+
+    def turned(self) -> "Salient":
+        """The same of [A, K, C] seen as [C, K, A]."""
+        codes = np.zeros(self.mask.shape, np.int8)
+        codes[self.mask] = self.codes
+        turned = (np.ascontiguousarray(each.transpose(2, 1, 0)) for each in (self.mask, codes, self.scale, self.mean))
+        mask, codes, scale, mean = turned
+        return Salient(mask, codes[mask], scale, mean)
 
 
 @dataclass(frozen=True)
@@ -22,6 +80,8 @@ class Solution:
         squared_error: Sum over all weights of (decoded - weight)^2.
         squared_norm: Sum over all weights of weight^2.
         low_rank: Two matrices, float32 [K, r] and [r, C], whose product is added to the decoded weight; or None.
+        outliers: A sparse matrix that is added to it; or None.
+        salient: What of it is not binary; or None.
     """
 
     format: Format
@@ -33,6 +93,8 @@ class Solution:
     squared_error: float
     squared_norm: float
     low_rank: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+    outliers: Outliers | None = None
+    salient: Salient | None = None
 
     @property
     def sqnr_db(self) -> float:
@@ -48,9 +110,17 @@ class Solution:
         rows = np.arange(values.shape[1]) // (self.block or max(values.shape[1], 1))
         if self.zero_point is not None:
             values -= self.format.decode(self.zero_point)[:, rows]
-        return values * scale[:, rows]
+        values = values * scale[:, rows]
+        if self.salient is not None:
+            mean = self.salient.mean.astype(np.float32)
+            values = np.where(self.salient.mask, self.salient.values(), values + mean[:, rows])
+        return values
 
     def weight(self) -> npt.NDArray[np.float32]:
         """What stands in the place of the weight, float32 [A, K, C]."""
-        decoded = self.decode()
-        return decoded if self.low_rank is None else decoded + self.low_rank[0] @ self.low_rank[1]
+        weight = self.decode()
+        if self.outliers is not None:
+            weight += self.outliers.dense(weight.shape)
+        if self.low_rank is not None:
+            weight += self.low_rank[0] @ self.low_rank[1]
+        return weight

@@ -42,6 +42,12 @@ class DataFile:
             return np.empty(0, np.uint8)
         return np.frombuffer(self._map, np.uint8, length, offset)
 
+    def release(self, offset: int, length: int) -> None:
+        """Let go of the memory of a range; views of it stay valid, and read it again."""
+        start, end = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE, (offset + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if self._map is not None and start < end:
+            self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
+
     def buffer(self) -> memoryview:
         """The whole file."""
         return memoryview(self._map if self._map is not None else b"")
@@ -82,6 +88,11 @@ class MappedTensor(ir.LazyTensor):
     def stored(self) -> NDArray[np.uint8]:
         """The bytes as they stand in the file, `[nbytes]` uint8."""
         return self.data.view(self.offset, self.nbytes)
+
+    def release(self) -> None:
+        """Let go of the pages that reading it brought into memory; they would stay as long as others do not need it."""
+        if isinstance(self.data, DataFile):
+            self.data.release(self.offset, self.nbytes)
 
     def tobytes(self) -> bytes:
         """A copy of the bytes as they stand in the file."""

@@ -19,6 +19,7 @@ from onnxq.model.constants import (
     views,
 )
 from onnxq.model.labels import label_of
+from onnxq.model.mapped import MappedTensor
 from onnxq.model.operators import (
     Layout,
     Operand,
@@ -130,6 +131,11 @@ class Weight:
     def read(self) -> np.ndarray:
         """The weight as quantized, in its own float type; a view of the file where the chain allows."""
         return apply_views(self.tensor.numpy(), self.steps)
+
+    def release(self) -> None:
+        """Let go of the memory of what was read, where it is that of a file."""
+        if isinstance(self.tensor, MappedTensor):
+            self.tensor.release()
 
 
 def find_weights(model: ir.Model) -> list[Weight]:

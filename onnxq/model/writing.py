@@ -44,6 +44,8 @@ def write_data(data: GrowingFile, form: Form, location: str, advance: Advance) -
         for chunk in chunks(tensor):
             data.write(chunk)
             advance(len(chunk))
+        if isinstance(tensor, MappedTensor):
+            tensor.release()
     form.refer(location, offsets)
     return bool(offsets)
 

@@ -86,7 +86,7 @@ class Converted:
     Attributes:
         model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
         plan: What was decided about each weight.
-        changes: What the steps did before the weights were quantized.
+        changes: What the steps did before the weights were quantized, and what was corrected afterwards.
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
         calibrated: How the methods came to know about activations, in sentences.
@@ -194,9 +194,7 @@ def _solved(
             model, plan, weights, asked.calibration, kept, corrections=corrections, rounded=exact, **how
         )
     else:
-        layers = Layers(
-            corrections.work, Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how
-        )
+        layers = Layers(Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how)
         layers.finish(range(len(corrections.work)), statistics)
         solutions = layers.solutions
     corrections.apply()

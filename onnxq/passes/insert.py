@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats import SCALE_TYPES, pack
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, pack
+from onnxq.formats.sparse import half_of, pack_sparse
 from onnxq.functions import DOMAIN, operator_suffix
-from onnxq.methods.solution import Solution
+from onnxq.methods.solution import Outliers, Solution
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, describe, drop_unused
 from onnxq.passes.plan import grouping, leaves_standard
@@ -74,17 +75,22 @@ def insert(
         text: What a graph viewer shows about the dequantizing nodes.
 
     Returns:
-        Bytes of codes, scales and zero points.
+        Bytes of codes, scales, zero points and outliers.
     """
-    standard = leaves_standard(weight, solution.format, grouping(weight, spec), target)
+    standard = leaves_standard(weight, solution.format, spec, target)
     place = placement(weight, spec, standard=standard)
     shelf = Shelf(editor, weight, sink)
     make = (_dequantize_linear if standard else _dequantize_function)(shelf, solution, place)
+    outliers = None if solution.outliers is None else _outliers(shelf, solution.outliers)
 
     def value_for(reader: ir.Node) -> ir.Value:
         dequantized = make(reader)
         if (node := dequantized.producer()) is not None:
             describe(node, text)
+        if outliers is not None:
+            attributes: Attributes = {"dtype": int(weight.dtype)}
+            read, result = [dequantized, *outliers], shelf.result(place.shape)
+            dequantized = editor.before(reader, (DOMAIN, "AddOutliers"), read, attributes, result)
         return shelf.in_shape(reader, dequantized)
 
     connect(weight, value_for)
@@ -181,7 +187,9 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
 
     codes = packed("quantized", solution.codes)
     scale_for = scales(shelf, solution, solution.scale.reshape(place.scale_shape))
-    zeros = [] if solution.zero_point is None else [packed("zero_point", solution.zero_point)]
+    last = [] if solution.zero_point is None else [packed("zero_point", solution.zero_point)]
+    if kind.name in LEARNED_FORMATS:
+        last = [shelf.add("table", ir.DataType.FLOAT, kind.values.shape, kind.values)]
     name = f"Dequantize{operator_suffix(kind)}" + ("" if solution.zero_point is None else "Asymmetric")
     attributes: Attributes = {
         "shape": list(place.shape),
@@ -191,10 +199,20 @@ def _dequantize_function(shelf: Shelf, solution: Solution, place: Placement) -> 
     }
 
     def value_for(reader: ir.Node) -> ir.Value:
-        read = [codes, scale_for(reader), *zeros]
+        read = [codes, scale_for(reader), *last]
         return shelf.editor.before(reader, (DOMAIN, name), read, attributes, shelf.result(place.shape))
 
     return value_for
+
+
+def _outliers(shelf: Shelf, outliers: Outliers) -> list[ir.Value]:
+    """Store the sparse part of a weight, as `AddOutliers` reads it."""
+    gaps, values = pack_sparse(outliers.positions, half_of(outliers.values))
+    dtype = ir.DataType.from_numpy(values.dtype)
+    return [
+        shelf.add("outlier_gap", ir.DataType.UINT16, gaps.shape, gaps),
+        shelf.add("outlier", dtype, values.shape, values),
+    ]
 
 
 def scales(shelf: Shelf, solution: Solution, scale: np.ndarray) -> ValueFor:

@@ -12,7 +12,7 @@ from onnxq.passes.calibrate import Reading
 from onnxq.passes.correct import Corrected, Corrections, Seen
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.solutions import Solutions
-from onnxq.passes.solving import Work, in_order, solve
+from onnxq.passes.solving import in_order, solve
 from onnxq.recipes import NonFinitePolicy
 from onnxq.statistics.requests import Request, merged
 from onnxq.statistics.statistics import Statistics
@@ -37,7 +37,6 @@ class Layers:
 
     def __init__(
         self,
-        work: Sequence[Work],
         solutions: Solutions,
         corrections: Corrections,
         *,
@@ -47,13 +46,12 @@ class Layers:
         """Nothing is solved yet but what is among the solutions.
 
         Args:
-            work: The weights.
-            solutions: Where solved ones are kept, and corrections.
-            corrections: Takes in what is found.
+            solutions: Where solved weights are kept, and corrections.
+            corrections: Knows the weights, and takes in what is found.
             float_name: As in `Seen`.
             how: Weights are solved.
         """
-        self.work = work
+        self.work = corrections.work
         self.solutions = solutions
         self.corrections = corrections
         self._float_name = float_name

@@ -20,10 +20,11 @@ from onnxq.passes import int8
 from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
-from onnxq.passes.fusion import is_matmul_weight, will_tile
+from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
-from onnxq.passes.plan import Decision, Plan, grouping, runs_as_integers
+from onnxq.passes.partly_binary import insert_partly_binary
+from onnxq.passes.plan import Decision, Plan, leaves_tiled, runs_as_integers
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import in_order, solve, work_of
@@ -92,7 +93,10 @@ def quantize_weights(
     def solved(number: int) -> Solution | str:
         if solutions is not None:
             return solutions.get(number)
-        return solve(work[number], non_finite, curvatures.of(work[number].measured), xp)
+        found = solve(work[number], non_finite, curvatures.of(work[number].measured), xp)
+        # The next weights are solved before this one is written: memory should not hold them all.
+        work[number].weight.release()
+        return found
 
     results = []
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
@@ -103,6 +107,7 @@ def quantize_weights(
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
             else:
                 results.append(_replace(editor, weight, item.decision, solution, plan, sink))
+            weight.release()
             if progress is not None:
                 progress(weight.name, weight.size)
     return results
@@ -115,20 +120,23 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         raise ValueError(weight.name)
     counts = histogram(weight.read().reshape(solution.codes.shape), solution)
     text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
+    alone = solution.low_rank is None and solution.outliers is None
     beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and not solution.low_rank else None
+    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and alone else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if is_matmul_weight(weight) and not reads_integers(weight):
             size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
-    integers = plan.target != "native" and runs_as_integers(weight, solution.format, grouping(weight, spec))
+    integers = plan.target != "native" and runs_as_integers(weight, solution.format, spec)
     if size_bytes is None and integers:
         solution = with_zero_point(weight, solution)
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
         quantize_biases(editor, weight, solution, sink)
-    elif plan.target == "ort-cuda" and will_tile(weight, solution.format, solution.block):
+    elif plan.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
         size_bytes = replace_products(editor, weight, solution, sink, text)
+    elif solution.salient is not None:
+        size_bytes = insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
     elif size_bytes is None:
         size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
     return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)

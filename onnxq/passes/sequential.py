@@ -59,7 +59,7 @@ def solve_in_sequence(
         calibration: The data.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
-        corrections: Of this model, where weights are corrected after rounding; takes in what is found.
+        corrections: Of this model and plan; takes in what is found. None for none.
         rounded: Activations that are rounded, and what each was before; layers make up for the difference.
         non_finite: What to do with a weight that holds NaN or Inf.
         device: `cpu` or `cuda`: where weights are solved.
@@ -73,26 +73,26 @@ def solve_in_sequence(
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.
     """
-    work = work_of(model.ir.graph, plan, weights)
+    if corrections is None:
+        corrections = Corrections(model, work_of(model.ir.graph, plan, weights), ())
     layers = Layers(
-        work,
         Solutions(folder, _run(model, plan, calibration, non_finite)),
-        corrections or Corrections(model, work, ()),
+        corrections,
         float_name=float_name,
         non_finite=non_finite,
         device=device,
         threads=threads,
     )
-    readings = [layers.reading(at) for at in range(len(work))]
+    readings = [layers.reading(at) for at in range(len(layers.work))]
     made = stages(
         model.ir.graph,
         [
             Layer(reading.tensor if reading else None, tuple(site.node for site in item.weight.sites))
-            for reading, item in zip(readings, work, strict=True)
+            for reading, item in zip(readings, layers.work, strict=True)
         ],
     )
     staged = {number for stage in made for number in stage.layers}
-    layers.finish([number for number in range(len(work)) if number not in staged], None)
+    layers.finish([number for number in range(len(layers.work)) if number not in staged], None)
     with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
         parts = _Parts(model, layers, calibration, (Path(temporary), budget_bytes), rounded)
         for done, stage in enumerate(made):

@@ -6,13 +6,14 @@ Beside them lies what was corrected around weights that were finished together.
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from onnxq.errors import DataError, OutputError
-from onnxq.formats import SCALE_TYPES, get_format, get_scale_type
-from onnxq.methods.solution import Solution
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
+from onnxq.methods.solution import Outliers, Salient, Solution
 
 _RECORD = "run.json"
 
@@ -66,23 +67,31 @@ class Solutions:
         if isinstance(solution, str):
             arrays = {"reason": np.array(solution)}
         else:
-            # numpy stores no types of ml_dtypes.
-            scale = np.ascontiguousarray(solution.scale)
-            # The recipe does not tell: scales of very small weights are bfloat16 where it says fp16.
-            scale_type = next(name for name, each in SCALE_TYPES.items() if each.dtype == scale.dtype)
+            scales = [solution.scale, *([] if solution.salient is None else [solution.salient.scale])]
             arrays = {
-                "names": np.array([solution.format.name, scale_type]),
+                "names": np.array([solution.format.name, *map(_type_of, scales)]),
                 "block": np.array(-1 if solution.block is None else solution.block),
                 "codes": solution.codes,
-                "scale": scale.view(np.uint8).reshape(*scale.shape, scale.itemsize),
+                "scale": _bytes(solution.scale),
                 "errors": np.array([solution.squared_error, solution.squared_norm]),
             }
             if solution.tensor_scale is not None:
                 arrays["tensor_scale"] = np.array(solution.tensor_scale)
             if solution.zero_point is not None:
                 arrays["zero_point"] = solution.zero_point
+            if solution.format.name in LEARNED_FORMATS:
+                arrays["levels"] = solution.format.values
             if solution.low_rank is not None:
                 arrays["left"], arrays["right"] = solution.low_rank
+            if solution.salient is not None:
+                arrays |= {
+                    "mask": solution.salient.mask,
+                    "integers": solution.salient.codes,
+                    "integer_scale": _bytes(solution.salient.scale),
+                    "mean": _bytes(solution.salient.mean),
+                }
+            if solution.outliers is not None:
+                arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
         self._put(self._path(number), arrays)
 
     def get(self, number: int) -> Solution | str:
@@ -95,18 +104,27 @@ class Solutions:
             arrays = _read(self._path(number))
             if "reason" in arrays:
                 return str(arrays["reason"])
-            kind, scale_type = (str(each) for each in arrays["names"])
+            kind, scale_type, *others = (str(each) for each in arrays["names"])
+            meaning = get_format(kind)
+            if "levels" in arrays:
+                meaning = replace(LEARNED_FORMATS[kind], levels=tuple(arrays["levels"].tolist()))
+            salient = None
+            if "mask" in arrays:
+                scales = _typed(arrays["integer_scale"], others[0]), _typed(arrays["mean"], scale_type)
+                salient = Salient(arrays["mask"], arrays["integers"], *scales)
             block, (error, norm) = int(arrays["block"]), arrays["errors"]
             return Solution(
-                get_format(kind),
+                meaning,
                 None if block < 0 else block,
                 arrays["codes"],
-                np.ascontiguousarray(arrays["scale"]).view(get_scale_type(scale_type).dtype)[..., 0],
+                _typed(arrays["scale"], scale_type),
                 np.float32(arrays["tensor_scale"]) if "tensor_scale" in arrays else None,
                 arrays.get("zero_point"),
                 float(error),
                 float(norm),
                 (arrays["left"], arrays["right"]) if "left" in arrays else None,
+                Outliers(arrays["positions"], arrays["values"]) if "positions" in arrays else None,
+                salient,
             )
         except Exception as error:  # zipfile, zlib and numpy fail in many ways
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
@@ -154,3 +172,20 @@ class Solutions:
 def _read(path: Path) -> dict[str, np.ndarray]:
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    """The bytes of each number: numpy stores no types of ml_dtypes."""
+    flat = np.ascontiguousarray(array)
+    return flat.view(np.uint8).reshape(*flat.shape, flat.itemsize)
+
+
+def _type_of(scale: np.ndarray) -> str:
+    """The recipe does not tell: scales of very small weights are bfloat16 where it says fp16."""
+    return next(name for name, each in SCALE_TYPES.items() if each.dtype == scale.dtype)
+
+
+def _typed(stored: np.ndarray, scale_type: str) -> np.ndarray:
+    """The numbers of some bytes."""
+    typed: np.ndarray = np.ascontiguousarray(stored).view(get_scale_type(scale_type).dtype)[..., 0]
+    return typed

@@ -14,9 +14,10 @@ import onnx_ir as ir
 from onnxq.errors import NonFiniteError
 from onnxq.formats import get_format
 from onnxq.formats.base import Floats
+from onnxq.methods import outliers
 from onnxq.methods.correct import aqer, low_rank
 from onnxq.methods.curvature import Curvature
-from onnxq.methods.grid import GridSpec, extremes, largest_of
+from onnxq.methods.grid import GridSpec, extremes, largest_of, square
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
@@ -110,15 +111,20 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
     group = grouping(weight, spec)
     array = weight.read().reshape(group.matrix)
     formats, largest = [get_format(name) for name in spec.format], largest_of(array.dtype)
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest)
+    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest, spec.salient or 0)
     solver = SOLVERS[spec.method]
 
     def rounded(array: np.ndarray) -> Solution:
-        found = solver.solve(array, grid, curvature, xp)
+        if spec.outliers is None:
+            found, rest = solver.solve(array, grid, curvature, xp), array
+        else:
+            sparse, rest = outliers.take(array, spec.outliers, grid)
+            found = solver.solve(rest, grid, curvature, xp)
+            found = replace(found, outliers=sparse, squared_norm=square(array.astype(np.float32)))
         if spec.low_rank is None:
             return found
         h = None if curvature is None else curvature.matrix
-        return replace(found, low_rank=low_rank.factors(array[0] - found.decode()[0], h, spec.low_rank))
+        return replace(found, low_rank=low_rank.factors(rest[0] - found.decode()[0], h, spec.low_rank))
 
     def solved(array: np.ndarray) -> Solution:
         if curvature is None:
@@ -176,12 +182,14 @@ def _turn(array: np.ndarray) -> np.ndarray:
 
 
 def _turned(solution: Solution) -> Solution:
-    zero = solution.zero_point
+    zero, sparse = solution.zero_point, solution.outliers
     return replace(
         solution,
         codes=np.ascontiguousarray(_turn(solution.codes)),
         scale=np.ascontiguousarray(_turn(solution.scale)),
         zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
+        outliers=None if sparse is None else sparse.turned(solution.codes.shape),
+        salient=None if solution.salient is None else solution.salient.turned(),
     )
 
 

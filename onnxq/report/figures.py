@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from onnxq.formats import get_format
+from onnxq.formats import LEARNED_FORMATS, get_format
 from onnxq.methods.histogram import BINS, span
 from onnxq.report.chart import Axis, Chart, Dot, Tick, from_top, steps
 from onnxq.report.findings import Candidate, LayerLosses, Tradeoff
@@ -188,7 +188,8 @@ def _outline(row: int, entry: Entry) -> Outline:
     low, high = span(kind)
     values = sorted({float(value) for value in kind.values if math.isfinite(value)})
     grid = ""
-    if len(values) <= _MOST_GRID_LINES:
+    # A learned table is another one in each weight.
+    if len(values) <= _MOST_GRID_LINES and kind.name not in LEARNED_FORMATS:
         grid = "".join(f"M{(value - low) / (high - low) * BINS:.3g} 0V{_HEIGHT + 10}" for value in values)
     return Outline(row, entry, steps(entry.histogram, _HEIGHT), grid, low, high)
 

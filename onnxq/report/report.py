@@ -82,7 +82,8 @@ class Report:
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
         notes: What the user should know before relying on the output.
-        changes: What the steps of the recipe did to the float model before its weights were quantized.
+        changes: What the steps of the recipe did to the float model before its weights were quantized, and what was
+            corrected afterwards.
         activations: What becomes of each activation; empty where no rule of the recipe is about them.
         version: Of onnxq.
         passes: What the time went to, in order.

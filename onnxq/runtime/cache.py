@@ -1,5 +1,6 @@
 """The cache of keys and values that a language model carries from run to run, on the device where it runs."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ Feed = Mapping[str, NDArray[Any]]
 
 # The entry `gpu_graph_id` of a run that onnxruntime should not capture.
 _NOT_CAPTURED = "-1"
+# A session replays what it captured under a number whatever is bound: each cache needs a number of its own.
+_graph_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Cache:
         *,
         tokens: int = 0,
         in_place: bool = False,
+        shared_with: "Cache | None" = None,
     ) -> None:
         """A cache of zeros.
 
@@ -83,11 +87,17 @@ class Cache:
             batch: Sequences.
             tokens: What it holds at first.
             in_place: Its tensors are buffers that runs write into; else each run gives a longer one.
+            shared_with: A cache of another session, of the same shapes, whose buffers it writes into.
         """
         self._opened, self._tensors, self._in_place = opened, tensors, in_place
         self._device = "cuda" if opened.get_providers()[0] == CUDA else "cpu"
-        self._values = [self._placed(np.zeros(each.shape(batch, tokens), each.past.dtype)) for each in tensors]
+        self._values = self._zeros(batch, tokens) if shared_with is None else shared_with.values
         self._captured: _Captured | None = None
+
+    @property
+    def values(self) -> list[Any]:
+        """Its tensors now, OrtValues on the device."""
+        return list(self._values)
 
     @property
     def size_bytes(self) -> int:
@@ -123,10 +133,10 @@ class Cache:
             )
             binding.bind_ortvalue_output(output, scores)
             self._bind(binding)
-            self._captured = _Captured(binding, inputs, scores)
+            self._captured = _Captured(binding, inputs, scores, str(next(_graph_numbers)))
         for name, array in feed.items():
             self._captured.inputs[name].update_inplace(array)
-        run_bound(self._opened, self._captured.binding, feed)
+        run_bound(self._opened, self._captured.binding, feed, self._captured.graph)
         return self._captured.output
 
     def _bind(self, binding: Any) -> None:
@@ -137,6 +147,14 @@ class Cache:
             else:
                 binding.bind_output(each.present, self._device)
 
+    def _zeros(self, batch: int, tokens: int) -> list[Any]:
+        kinds = [(each.shape(batch, tokens), each.past.dtype) for each in self._tensors]
+        if self._device == "cpu":
+            return [self._placed(np.zeros(*kind)) for kind in kinds]
+        # What is copied to the device is made once: layers are alike, and a cache may be larger than the host's memory.
+        arrays = {kind: np.zeros(*kind) for kind in kinds}
+        return [self._placed(arrays[kind]) for kind in kinds]
+
     def _placed(self, array: NDArray[Any]) -> Any:
         import onnxruntime
 
@@ -145,8 +163,9 @@ class Cache:
 
 @dataclass(frozen=True)
 class _Captured:
-    """What a captured CUDA graph reads and writes at fixed addresses."""
+    """What a captured CUDA graph reads and writes at fixed addresses, and its number in the session."""
 
     binding: Any
     inputs: Mapping[str, Any]
     output: Any
+    graph: str

@@ -25,6 +25,8 @@ INT8_LEVEL = 4
 _SHORT_NAMES = {"cpu": CPU, "cuda": CUDA, "gpu": CUDA}
 
 _GRAPH = {"enable_cuda_graph": "1"}
+# The arena on the GPU doubles whenever it grows: weights that went there could take twice the memory.
+_WEIGHTS_BESIDE_ARENA = "session.use_device_allocator_for_initializers"
 # onnxruntime logs each failure to stderr and raises it too; the exception alone is enough for a user.
 _FATAL_ONLY = 4
 
@@ -71,6 +73,8 @@ def session(
         if accuracy_level not in range(5):
             raise UsageError(f"accuracy_level is {accuracy_level}; valid: 0, 1, 2, 3, 4")
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    if chosen[0] == CUDA:
+        options.add_session_config_entry(_WEIGHTS_BESIDE_ARENA, "1")
     if native and chosen[0] in (CPU, CUDA):
         register(options, int8=accuracy_level == INT8_LEVEL, cuda=chosen[0] == CUDA)
     name = "the model" if isinstance(model, bytes) else f"'{model}'"

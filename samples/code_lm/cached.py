@@ -47,8 +47,11 @@ def trained_weights(path: Path) -> dict[str, NDArray[np.generic]]:
     return {**norms, **dict(zip(names, products, strict=True)), "embedding": casts["embedding.weight"]}
 
 
-def cached(form: Form = "plain", source: Path = HERE / "model.onnx") -> onnx.ModelProto:
-    """The model with a cache; each matrix is stored as float16 and computed with in float32, as in model.onnx."""
+def cached(form: Form = "plain", source: Path = HERE / "model.onnx", dtype: int = TensorProto.FLOAT) -> onnx.ModelProto:
+    """The model with a cache; each matrix is stored as float16 and computed with in float32, as in model.onnx.
+
+    `dtype` FLOAT16 computes in that: onnxruntime's grouped attention runs on a GPU in no other type but bfloat16.
+    """
     weights = trained_weights(source)
 
     def stored(name: str, shape: tuple[int, ...]) -> TensorProto:
@@ -56,7 +59,7 @@ def cached(form: Form = "plain", source: Path = HERE / "model.onnx") -> onnx.Mod
         assert array.shape == shape, f"{name} is {array.shape}, not {shape}"
         return numpy_helper.from_array(array, name)
 
-    return build(SIZES, stored, form)
+    return build(SIZES, stored, form, dtype)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ What the model writes means nothing. By default it is made of onnxruntime's fuse
 import argparse
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -75,8 +76,10 @@ def main() -> None:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--form", choices=("plain", "grouped"), default="grouped")
+    parser.add_argument("--layers", type=int, help="fewer of them, for a quick look")
     options = parser.parse_args()
-    make(SHAPES[options.shape], options.output, options.form)
+    sizes = SHAPES[options.shape]
+    make(replace(sizes, layers=options.layers or sizes.layers), options.output, options.form)
     data = options.output.with_name(f"{options.output.name}.data")
     print(f"{options.output}: {data.stat().st_size:,} bytes of weights")
 

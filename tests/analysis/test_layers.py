@@ -16,6 +16,7 @@ from onnxq.analysis.sensitivity import sensitivity
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
 from onnxq.model.load import load
+from onnxq.recipes import parse_recipe
 from onnxq.recipes.write import write_recipe
 from onnxq.statistics.calibration import Calibration
 
@@ -72,6 +73,16 @@ def test_each_effect_is_that_of_the_layer_alone(lm, tmp_path):
     assert found.skipped.keys() == {"table", "out"}
 
 
+def test_what_stands_beside_a_weight_counts(lm, tmp_path):
+    recipe = tmp_path / "beside.yaml"
+    recipe.write_text("rules:\n- weight: {format: int3, outliers: 0.05, low_rank: 4}\n", "utf-8")
+    first = sensitivity(lm, TOKENS, [str(recipe)], sequence=20).effects[0]
+    onnxq.quantize(lm, recipe, output=tmp_path / "q.onnx", include=first.weight)
+    before = onnxq.evaluate(lm, tokens=TOKENS, sequence=20)
+    after = onnxq.evaluate(tmp_path / "q.onnx", tokens=TOKENS, sequence=20)
+    assert first.loss_change == pytest.approx((after.nll - before.nll) / after.tokens, rel=1e-3, abs=1e-6)
+
+
 def _rtn(effect):
     from onnxq.recipes.rungs import rung
 
@@ -114,6 +125,8 @@ def test_weights_that_cannot_be_swapped_are_loaded_anew(lm):
 def test_recipes_that_change_more_than_weights_are_refused(lm):
     with pytest.raises(UsageError, match="recipe 'w8a8' changes more than weights"):
         sensitivity(lm, TOKENS, ["int4", "w8a8"])
+    with pytest.raises(UsageError, match="without equalize, correct"):
+        sensitivity(lm, TOKENS, [parse_recipe("correct: bias\nrules:\n- weight: {format: int4}")])
 
 
 @pytest.mark.parametrize("name", ["resnet", "vit"])

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES
+from onnxq.formats import ALL_FORMATS, SCALE_TYPES
 from onnxq.recipes import parse_recipe, preset_names
 
 COMMANDS = ("quantize", "plan", "inspect", "evaluate", "compare", "generate", "demo", "recipes", "formats", "doctor")
@@ -32,9 +32,9 @@ def test_the_help_of_a_command_ends_with_examples(onnxq, command):
 
 def test_formats_lists_every_format_and_scale(onnxq):
     out = onnxq("formats").out
-    assert all(name in out for name in (*NAMED_FORMATS, *SCALE_TYPES))
+    assert all(name in out for name in (*ALL_FORMATS, *SCALE_TYPES))
     listed = json.loads(onnxq("formats", "--json").out)
-    assert [each["name"] for each in listed["formats"]] == list(NAMED_FORMATS)
+    assert [each["name"] for each in listed["formats"]] == list(ALL_FORMATS)
     by_name = {each["name"]: each for each in listed["formats"]}
     assert by_name["fp6_e3m2"] == {
         "name": "fp6_e3m2",

@@ -164,14 +164,34 @@ class Scope:
         return result.astype(DTYPES[attributes["output_dtype"]] if attributes.get("output_dtype") else scale.dtype)
 
     def _dequantize_onnxq(self, op_type, first, rest, attributes) -> np.ndarray:
+        if op_type == "AddOutliers":
+            gaps, values = rest
+            sparse = np.zeros(first.size, np.float32)
+            sparse[np.cumsum(gaps.astype(np.int64))] = values
+            return (first + sparse.reshape(first.shape)).astype(DTYPES[attributes["dtype"]])
+        if op_type == "PartlyBinary":
+            return self._partly_binary(first, rest, attributes)
         if op_type.startswith("Scale"):
             kind = {"ScaleE8M0": ml_dtypes.float8_e8m0fnu, "ScaleE4M3": ml_dtypes.float8_e4m3fn}[op_type]
             return first.astype(np.uint8).view(kind).astype(np.float32) * rest[0]
         return self.packed(op_type.removeprefix("Dequantize"), first, rest, attributes)
 
+    def _partly_binary(self, sign, rest, attributes) -> np.ndarray:
+        mask, scale, mean, salient, salient_scale = rest
+        shape, axis = tuple(attributes["shape"]), attributes["axis"]
+        marks = codes_of(mask.astype(np.uint8).tobytes(), 1, int(np.prod(shape))).astype(bool).reshape(shape)
+        signs, integers = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        signs[~marks] = codes_of(sign.astype(np.uint8).tobytes(), 1, int((~marks).sum())) * 2.0 - 1
+        integers[marks] = salient
+        rows = np.arange(shape[axis]) // attributes["block_size"]
+        scale, mean = (np.take(each.astype(np.float32), rows, axis=axis) for each in (scale, mean))
+        whole = np.where(marks, integers * salient_scale.astype(np.float32), signs * scale + mean)
+        return whole.astype(DTYPES[attributes["dtype"]])
+
     def packed(self, suffix: str, stream: np.ndarray, rest: list[np.ndarray], attributes: dict) -> np.ndarray:
         """`Dequantize<suffix>`: packed codes, scale[, packed zero points]."""
-        values, shape = table(suffix.removesuffix("Asymmetric")), tuple(attributes["shape"])
+        shape, learned = tuple(attributes["shape"]), suffix.startswith("CODEBOOK")
+        values = rest[1] if learned else table(suffix.removesuffix("Asymmetric"))
         bits = len(values).bit_length() - 1
         units = values[codes_of(stream.astype(np.uint8).tobytes(), bits, int(np.prod(shape)))].reshape(shape)
         zero = None
@@ -198,7 +218,7 @@ class Scope:
             if index != 1:
                 return None
             suffix = node.op_type.removeprefix("MatMul").removeprefix("Linear")
-            given = node.input[2 : 4 if suffix.endswith("Asymmetric") else 3]
+            given = node.input[2 : 4 if suffix.endswith("Asymmetric") or suffix.startswith("CODEBOOK") else 3]
             rest = [self.value(each)[0] for each in given]
             return self.packed(suffix, self.value(node.input[1])[0], rest, attributes)
         found = self.value(node.input[index]) if index < len(node.input) and node.input[index] else None

@@ -1,8 +1,9 @@
 from statistics import NormalDist
 
 import numpy as np
+import pytest
 
-from onnxq.formats import get_format
+from onnxq.formats import LEARNED_FORMATS, get_format
 
 
 def test_nf4_levels_are_the_normalised_quantiles_of_qlora():
@@ -36,3 +37,19 @@ def test_a_tie_of_nf4_goes_to_the_even_code():
 
 def test_onnx_has_no_codebook_type():
     assert get_format("nf4").onnx_type is None
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_a_table_begins_with_quantiles_of_the_normal_distribution(bits):
+    kind = get_format(f"codebook{bits}")
+    assert kind is LEARNED_FORMATS[kind.name]
+    assert (kind.bits, kind.values.size, kind.max_value, kind.onnx_type) == (bits, 2**bits, 1.0, None)
+    share = [NormalDist().cdf(float(each) * NormalDist().inv_cdf(1 - 0.5 / 2**bits)) for each in kind.values]
+    np.testing.assert_allclose(share, (np.arange(2**bits) + 0.5) / 2**bits, atol=1e-6)
+
+
+def test_a_table_that_reaches_farther_on_one_side_is_scaled_by_that():
+    kind = LEARNED_FORMATS["codebook2"].with_levels([-0.5, 0, 1, 4])
+    assert kind.values.tolist() == [-0.125, 0, 0.25, 1]
+    assert kind.max_value == 1
+    assert (kind.name, kind.bits, kind.learned) == ("codebook2", 2, True)

@@ -9,7 +9,8 @@ import pytest
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from onnxq.formats import NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
+from onnxq.formats import LEARNED_FORMATS, NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
+from onnxq.formats.sparse import pack_sparse, unpack_sparse
 from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
 from onnxq.functions import DOMAIN, VERSION, functions, operator_suffix
 
@@ -106,6 +107,32 @@ def test_dequantize_with_zero_points(name: str) -> None:
     np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
 
 
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize("name", LEARNED_FORMATS)
+def test_dequantize_with_a_table(name: str, opset: int) -> None:
+    kind, rng = LEARNED_FORMATS[name], np.random.default_rng(0)
+    table = np.sort(rng.standard_normal(2**kind.bits)).astype(np.float32)
+    for shape, axis, block in (((7, 5), 0, 3), ((2, 3, 11), 2, 4), ((1, 1), 0, 32)):
+        codes = codes_of(kind, shape)
+        groups = [-(-dim // block) if at == axis else dim for at, dim in enumerate(shape)]
+        scale = rng.uniform(0.5, 2, groups).astype(np.float16)
+        node = helper.make_node(
+            f"Dequantize{operator_suffix(kind)}",
+            ["p", "s", "t"],
+            ["y"],
+            domain=DOMAIN,
+            shape=list(shape),
+            axis=axis,
+            block_size=block,
+            dtype=onnx.TensorProto.FLOAT,
+        )
+        model = model_of(node, opset, len(shape), p=pack(codes, kind.bits), s=scale, t=table)
+        expected = table[codes] * np.take(scale.astype(np.float32), np.arange(shape[axis]) // block, axis=axis)
+        np.testing.assert_array_equal(run(model), expected)
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)
+
+
 @pytest.mark.parametrize("asymmetric", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_matmul(dtype: type, asymmetric: bool) -> None:
@@ -197,9 +224,12 @@ def test_callees_come_first_and_once() -> None:
     assert functions([], 21) == []
 
 
-@pytest.mark.parametrize("name", ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9", "MatMulINT3Tiled"])
+@pytest.mark.parametrize(
+    "name",
+    ["Nothing", "MatMulFP6", "DequantizeINT99", "DequantizeFP6E9M9", "MatMulINT3Tiled", "MatMulCODEBOOK3Asymmetric"],
+)
 def test_unknown_operator(name: str) -> None:
-    with pytest.raises(Exception, match=r"Nothing|no format|not a format|MatMulINT3Tiled"):
+    with pytest.raises(Exception, match=r"Nothing|no format|not a format|MatMulINT3Tiled|MatMulCODEBOOK3A"):
         functions([name], 21)
 
 
@@ -221,3 +251,54 @@ def test_hadamard_rotates_rows_by_a_kronecker_product(sides, opset):
     node = helper.make_node("Hadamard", ["x", "left", "right"], ["y"], domain=DOMAIN)
     made = run(model_of(node, opset, 3, x=x, left=left, right=right))
     np.testing.assert_allclose(made, x @ np.kron(left.T, right), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_outliers_are_added_where_they_belong(dtype: type, opset: int) -> None:
+    # Farther apart than one distance can tell, in the first place and in the last.
+    positions = np.array([0, 1, 3, 90_000, 90_001, 299_999])
+    for values_type in (np.float16, np.float32):
+        gaps, values = pack_sparse(positions, np.array([5, -6, 7, 8, -9, 10.5], values_type))
+        weight = np.random.default_rng(0).standard_normal((3, 1000, 100)).astype(dtype)
+        node = helper.make_node(
+            "AddOutliers", ["w", "g", "v"], ["y"], domain=DOMAIN, dtype=helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        )
+        model = model_of(node, opset, 3, w=weight, g=gaps, v=values)
+        expected = weight.astype(np.float32) + unpack_sparse(gaps, values, weight.size).reshape(weight.shape)
+        np.testing.assert_array_equal(run(model), expected.astype(dtype))
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected.astype(dtype))
+
+
+@pytest.mark.parametrize("opset", [13, 18, 26])
+@pytest.mark.parametrize(
+    ("shape", "axis", "block"), [((7, 5), 0, 3), ((3, 5, 7), 1, 2), ((2, 33), 1, 33), ((2, 1), 0, 1)]
+)
+def test_partly_binary(shape: tuple[int, ...], axis: int, block: int, opset: int) -> None:
+    rng = np.random.default_rng(0)
+    for mask in (rng.random(shape) < 0.3, np.arange(np.prod(shape)).reshape(shape) == 0):
+        mask.flat[0], mask.flat[-1] = True, False
+        signs, integers = rng.random(shape) < 0.5, rng.integers(-127, 128, shape).astype(np.int8)
+        groups = [-(-dim // block) if at == axis else dim for at, dim in enumerate(shape)]
+        columns = [1 if at == axis else dim for at, dim in enumerate(shape)]
+        scale, mean = rng.uniform(0.5, 2, groups).astype(np.float16), rng.standard_normal(groups).astype(np.float16)
+        own = rng.uniform(0.01, 0.02, columns).astype(np.float32)
+        node = helper.make_node(
+            "PartlyBinary",
+            list("bmsuiv"),
+            ["y"],
+            domain=DOMAIN,
+            shape=list(shape),
+            axis=axis,
+            block_size=block,
+            dtype=onnx.TensorProto.FLOAT,
+        )
+        packed = {"b": pack(signs[~mask].astype(np.uint8), 1), "m": pack(mask.astype(np.uint8), 1)}
+        model = model_of(node, opset, len(shape), **packed, s=scale, u=mean, i=integers[mask], v=own)
+        rows = np.arange(shape[axis]) // block
+        scales, means = (np.take(each.astype(np.float32), rows, axis=axis) for each in (scale, mean))
+        expected = np.where(mask, integers * own, np.where(signs, scales, -scales) + means)
+        np.testing.assert_array_equal(run(model), expected)
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], expected)

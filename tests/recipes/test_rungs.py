@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxq.errors import OutputError, RecipeError, UsageError
@@ -53,6 +53,7 @@ NAMES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, ma
 DECISIONS = st.sampled_from([*(rung(name).rules[0].weight for name in LADDER), "it is too dear"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(NAMES, st.tuples(st.sampled_from(["linear", "embedding", "head"]), DECISIONS), min_size=1))
 def test_a_recipe_made_of_decisions_decides_so_whatever_the_names_are(decided):
     made = recipe_for("mixed", "", [(name, role, decision) for name, (role, decision) in decided.items()])

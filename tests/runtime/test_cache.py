@@ -4,8 +4,8 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxq.errors import DataError, SessionError, UsageError
-from onnxq.runtime.cache import carried
+from onnxq.errors import DataError, UsageError
+from onnxq.runtime.cache import Cache, carried
 from onnxq.runtime.generate import Generator, generate
 from onnxq.runtime.inputs import Input
 from onnxq.runtime.scoring import CachedScorer, WholeScorer
@@ -73,6 +73,16 @@ def test_a_cache_in_place_does_not_grow_and_another_grows_by_one_token(scorers):
         assert tuple(found) == expected
 
 
+def test_a_cache_may_write_into_the_buffers_of_another(sample_with_cache):
+    with Generator(sample_with_cache("grouped"), TOKENIZER, threads=1) as generator:
+        opened, tensors = generator._session, generator._cache
+        first = Cache(opened, tensors, 1, tokens=4, in_place=True)
+        second = Cache(opened, tensors, 1, tokens=4, in_place=True, shared_with=first)
+        second.run("logits", {"input_ids": np.array([[5]]), "attention_mask": np.array([[1]])})
+        filled = [value.numpy()[0, :, :, 0].any(axis=0).tolist() for value in first.values]
+    assert filled == [[True, False, False, False]] * len(tensors)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_batch_writes_what_each_prompt_alone_would(form, sample_with_cache):
     prompts = ["import os\n\n\ndef ", "class A", "def __init__(self, name):\n        self.name"]
@@ -132,15 +142,23 @@ def test_the_tokenizer_beside_the_model_is_found(sample_with_cache, tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("graph", [False, True])
-def test_on_cuda_the_same_text_comes_with_and_without_a_graph(graph, sample_with_cache):
+def test_on_cuda_the_same_texts_come_as_on_the_cpu(sample_with_cache):
     path = sample_with_cache("grouped")
-    with Generator(path, TOKENIZER, providers=["cpu"]) as generator:
-        expected = generator.generate(["import os\n", "class "], max_new_tokens=8)
+    assert texts(path, "cuda") == texts(path, "cpu")
+
+
+@pytest.mark.gpu
+def test_on_cuda_the_same_texts_come_with_and_without_a_graph(sample_with_cache):
+    path = sample_with_cache("grouped", onnx.TensorProto.FLOAT16)
+    assert texts(path, "cuda", cuda_graph=True) == texts(path, "cuda")
+
+
+def texts(path, provider, **options):
+    """What one generator makes of several batches: a graph is captured for each, when the cache of the last is gone."""
+    batches = (["import os\n", "class "], ["def main"], ["import sys\n", "for i in"])
     try:
-        opened = Generator(path, TOKENIZER, providers=["cuda"], cuda_graph=graph)
-    except (UsageError, SessionError) as error:
+        opened = Generator(path, TOKENIZER, providers=[provider], **options)
+    except UsageError as error:
         pytest.skip(str(error))
     with opened as generator:
-        made = generator.generate(["import os\n", "class "], max_new_tokens=8)
-    assert [each.text for each in made] == [each.text for each in expected]
+        return [each.text for prompts in batches for each in generator.generate(prompts, max_new_tokens=8)]

@@ -8,6 +8,7 @@ H itself, without an inverse: what a channel has to make up for is the sum of th
 of R in H = R D R' (QuIP, arXiv 2307.13304, theorem 6).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,8 @@ from onnxq.methods.solve import clip, refine, rtn
 _BLOCK = 64
 
 DAMPING = 0.01
+QuantizeRow = Callable[[int, Any], tuple[Any, Any]]
+"""Codes and values of one row, by its number and what is to be rounded."""
 # Of the old values, when a grid is laid anew: they swing less from one turn to the next.
 _MOMENTUM = np.float32(0.5)
 
@@ -61,12 +64,12 @@ def solve(
     order, feedback, costs = curvature.feedback(act_order=act_order, damping=damping, xp=xp)
     back, groups = np.argsort(order), np.asarray(row_groups(len(exact), spec.block), np.intp)[order].tolist()
     ordered, feedback = xp.asarray(exact[order]), xp.asarray(feedback)
-    cost = _Cost(ordered, feedback, xp.asarray(costs[order]), xp)
+    cost = Cost(ordered, feedback, xp.asarray(costs[order]), xp)
     grid = clip.best_grid(weight, spec, None, search, energy=curvature.energy + clip.FLOOR, xp=xp)
     best, seen = _Best(), exact
     count = turns or (2 if grid.format.bits <= 3 else 1)
     for turn in range(count):
-        codes, values = _round_in_turn(ordered, grid.on(xp), groups, feedback)
+        codes, values = round_in_turn(ordered, _rows(grid.on(xp), groups), feedback)
         best.take(cost.of(values), grid, codes, values)
         if turn + 1 < count:
             seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + cost.carried(values))[back]
@@ -101,7 +104,7 @@ class _Best:
         return self._found
 
 
-class _Cost:
+class Cost:
     """What values in the place of a weight cost: the sum of e'He, damped."""
 
     def __init__(self, weight: Any, feedback: Any, costs: Any, xp: Any) -> None:
@@ -120,8 +123,8 @@ class _Cost:
         return float((left * left * self._costs[:, None]).sum(dtype=self._xp.float64))
 
 
-def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) -> tuple[Any, Any]:
-    """Codes and their values, both [K, C]; `groups` says whose scales each row has."""
+def round_in_turn(weight: Any, quantize: QuantizeRow, feedback: Any) -> tuple[Any, Any]:
+    """Codes and their values, both [K, C], of rows that each make up for the errors of those before."""
     work, k = weight.copy(), len(weight)
     codes, values = np.empty_like(weight, np.uint8), np.empty_like(weight)
     for start in range(0, k, _BLOCK):
@@ -129,7 +132,16 @@ def _round_in_turn(weight: Any, grid: Grid, groups: list[int], feedback: Any) ->
         if start:
             work[start:end] += feedback[:start, start:end].T @ (weight[:start] - values[:start])
         for row in range(start, end):
-            zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
-            codes[row], values[row] = grid.quantize(work[row], grid.scale[0, groups[row]], zero)
+            codes[row], values[row] = quantize(row, work[row])
             work[row + 1 : end] += feedback[row, row + 1 : end, None] * (weight[row] - values[row])
     return codes, values
+
+
+def _rows(grid: Grid, groups: list[int]) -> QuantizeRow:
+    """Rounds a row to its part of the grid; `groups` says whose scales each row has."""
+
+    def quantize(row: int, x: Any) -> tuple[Any, Any]:
+        zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
+        return grid.quantize(x, grid.scale[0, groups[row]], zero)
+
+    return quantize

@@ -164,9 +164,10 @@ class Norm:
         Raises:
             ModelError: A constant leaves the range of its type.
         """
+        # What belongs to no channel has the label -1.
+        wide = np.append(factors.astype(np.float64), 1.0)
         for each in self.constants:
-            array = constant_array(each.node.inputs[each.index]).astype(np.float64)
-            factor = factors.astype(np.float64)[each.labels]
+            array, factor = constant_array(each.node.inputs[each.index]).astype(np.float64), wide[each.labels]
             scaled = array / factor if each.divided else array * factor
             give_operand(each.node, each.index, scaled, "corrected", editor, Memory())
 

@@ -212,6 +212,7 @@ def _runs_as_integers(weight: Weight, site: Site, spec: ActivationSpec, recipe: 
         and weight.dtype == ir.DataType.FLOAT
         and isinstance(answer, QuantSpec)
         and all(name in _BYTES for name in answer.format)
+        and not answer.outliers
     )
 
 

@@ -104,10 +104,10 @@ class Stream:
     def shared_bytes(self, operand: Operand) -> int:
         """Dynamic shared memory of a block."""
         weights = self.rw * self.wr * self.wk * operand.unit_bytes
-        activations = self.room * self.wk * 256
+        activations = (self.room * (2 * self.wk - 1) + self.columns) * 128
         stage = _up(activations + weights + operand.group_bytes(self.rows, self.wk), 1024)
         sums = self.wk * self.columns * (self.rows + 4) * 4
-        return max(self.stages * stage, sums) + _up(24 * self.stages, 16) + 8 * self.rows
+        return max(self.stages * stage, sums) + 32 * self.stages + 8 * self.rows
 
     @property
     def block(self) -> int:

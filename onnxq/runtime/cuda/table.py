@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from math import isqrt, log
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, 
 TABLE = Path(__file__).with_name("table.json")
 MAX_ROWS = 2**31 - 1
 _LARGE = 512  # from here on a configuration serves more rows as well
+# As far apart as a product and one of twice its size: formats of one width, and groups of scales of different kinds.
+_APART = log(2)
 _KERNELS: dict[str, type[Stream] | type[Tile]] = {"matmul_stream": Stream, "matmul_tile": Tile}
 
 
@@ -19,6 +21,7 @@ class Measured:
     """One line of the table: the fastest configuration for a product, and its time in microseconds."""
 
     fmt: str
+    group: int
     N: int
     K: int
     M: int
@@ -32,7 +35,7 @@ def measured() -> tuple[Measured, ...]:
     lines = json.loads(TABLE.read_text(encoding="utf-8"))["lines"]
     return tuple(
         Measured(
-            **{name: line[name] for name in ("fmt", "N", "K", "M", "us")},
+            **{name: line[name] for name in ("fmt", "group", "N", "K", "M", "us")},
             configuration=_KERNELS[line["kernel"]](**line["numbers"]),
         )
         for line in lines
@@ -43,11 +46,10 @@ def measured() -> tuple[Measured, ...]:
 def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], ...]:
     """Configurations for x @ W, each with the most rows of x that it serves, by growing rows; the last serves any.
 
-    Every shape that the kernels take has a plan: that of the nearest shape. A format without lines of its own takes
-    those of the other format of its width. Four-bit lines were measured with scales for groups of 128, six-bit ones
-    with a scale a column. A six-bit weight with groups takes its large products from four-bit lines, whose
-    accumulators leave room for the sums of groups. float32 results are never made of weights that were rounded after
-    scaling (`fold`): then a configuration for fewer rows serves.
+    Every shape that the kernels take has a plan: that of the nearest product of its width, by shape, format and groups
+    of scales. A six-bit weight with groups takes its large products from four-bit lines, whose accumulators leave room
+    for the sums of groups. float32 results are never made of weights that were rounded after scaling (`fold`): then a
+    configuration for fewer rows serves.
     """
     rows = sorted({line.M for line in measured()})
     exact = [line for line in measured() if operand.dtype != "float32" or not getattr(line.configuration, "fold", 0)]
@@ -56,14 +58,24 @@ def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], .
         fours = operand.unit_bytes == 1024 or (operand.group > 0 and M > 32)
         others = "fp4_e2m1" if fours else "fp6_e3m2"
         most_rows = max(line.M for line in exact if line.M <= M and line.fmt == others)
-        at = [line for line in exact if most_rows == line.M]
-        own = [line for line in at if line.fmt == operand.fmt and (operand.unit_bytes == 1024 or not fours)]
-        lines = own or [line for line in at if line.fmt == others]
-        best = min(lines, key=lambda line: abs(log(N / line.N)) + abs(log(K / line.K)))
+        width = Operand(others).unit_bytes
+        lines = [line for line in exact if most_rows == line.M and Operand(line.fmt).unit_bytes == width]
+        best = min(lines, key=partial(_distance, operand, N, K))
         # Of two large numbers of rows the nearer decides.
         most = MAX_ROWS if rows[-1] == M else M if M < _LARGE else isqrt(M * following)
         made.append((most, fitted(operand, best.configuration)))
     return tuple(made)
+
+
+def _distance(operand: Operand, N: int, K: int, line: Measured) -> float:
+    """How far a line of the table is from a product."""
+    differences = (line.fmt != operand.fmt) + (_has_short_groups(line.group) != _has_short_groups(operand.group))
+    return abs(log(N / line.N)) + abs(log(K / line.K)) + _APART * differences
+
+
+def _has_short_groups(group: int) -> bool:
+    """Whether scales change within a unit of 128 rows of K."""
+    return 0 < group < 128
 
 
 def choose(operand: Operand, M: int, N: int, K: int) -> Configuration:

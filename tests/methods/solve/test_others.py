@@ -1,5 +1,7 @@
 """Clip search, LLM-FP4's search and HQQ: each finds what it looks for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,13 +9,15 @@ from onnxq.errors import UsageError
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.solve import SOLVERS, clip, hqq, rtn
 
+OWN_FORMATS = {"pb-llm": ["binary"], "kmeans": ["codebook4"]}
+
 
 @pytest.mark.parametrize("name", SOLVERS)
 def test_every_solver_takes_every_weight(name, layer, spec):
     weight, h = layer(0, 50, 6)
-    solver = SOLVERS[name]
+    solver, chosen = SOLVERS[name], spec(*OWN_FORMATS.get(name, ["uint4"]))
     for seen in (None, Curvature(h)):
-        found = solver.solve(weight, spec("uint4"), seen, np)
+        found = solver.solve(weight, replace(chosen, salient=0.5), seen, np)
         assert found.codes.shape == weight.shape
         assert found.sqnr_db > 10
 

@@ -124,6 +124,17 @@ def test_a_bias_gives_back_what_rounding_of_activations_takes(sequential, granul
     assert drift(model, converted(model, recipe("bias", "rtn", "int5", more), **given)[0]).max() < 1e-5
 
 
+def test_a_product_of_integers_keeps_running_as_one():
+    more = ", activation: {format: uint8, symmetric: false, range: percentile, percentile: 98}"
+    model = net(*FORMS["MatMul"])
+    text = f"rules:\n- {{weight: {{format: int8}}{more}}}"
+    without, _ = converted(model, parse_recipe(text))
+    made, report = converted(model, parse_recipe(f"correct: bias\n{text}"))
+    assert "1 product of quantized activations and quantized weights" in report.notes
+    # The bias is int32, in steps of the scales of both.
+    assert drift(model, made).max() < 1e-4 < 5e-3 < drift(model, without).max()
+
+
 REFUSED = {
     "it is shared by 2 operators": "{ a = MatMul(x, w) b = Relu(a) c = MatMul(x, w) y = Add(b, c) }",
     "FusedMatMul takes no bias": "{ y = com.microsoft.FusedMatMul<alpha=2.0>(x, w) }",

@@ -93,7 +93,16 @@ def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
 
 @pytest.mark.parametrize("split", [1, 2, 4, 8])
 @pytest.mark.parametrize(
-    "geometry", [(1, 1, 1, 1, 2), (1, 2, 1, 4, 4), (2, 2, 4, 2, 3), (4, 2, 2, 2, 3), (8, 2, 4, 1, 2)]
+    "geometry",
+    [
+        (1, 1, 1, 1, 2),
+        (1, 2, 1, 4, 4),
+        (2, 2, 4, 2, 3),
+        (2, 2, 7, 2, 2),
+        (2, 3, 1, 4, 2),
+        (4, 2, 2, 2, 3),
+        (8, 2, 4, 1, 2),
+    ],
 )
 def test_streams_of_every_geometry_and_any_rows(cp, geometry, split):
     for M, N, K in ((1, 16, 128), (3, 272, 2176), (8, 128, 4096), (17, 400, 1280), (64, 64, 384)):

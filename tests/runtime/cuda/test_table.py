@@ -44,10 +44,19 @@ def test_a_plan_serves_any_number_of_rows_in_order(operand):
 
 
 def test_a_measured_product_gets_what_was_measured_for_it():
-    lines = [line for line in measured() if line.fmt == "fp6_e3m2"]
-    assert len(lines) > 50
-    for line in lines:
-        assert choose(Operand("fp6_e3m2"), line.M, line.N, line.K) == line.configuration
+    for line in measured():
+        operand = Operand(line.fmt, group=line.group, zero=line.fmt.startswith("u"))
+        assert choose(operand, line.M, line.N, line.K) == line.configuration
+
+
+def test_of_two_products_as_near_the_one_of_the_same_format_and_groups_decides():
+    for operand in (Operand("fp6_e2m3"), Operand("fp4_e2m1", group=32), Operand("uint4", group=32, zero=True)):
+        (line,) = (
+            each
+            for each in measured()
+            if (each.fmt, each.group, each.N, each.K, each.M) == (operand.fmt, operand.group, 4096, 4096, 1)
+        )
+        assert choose(operand, 1, 5120, 4096) == line.configuration
 
 
 def test_few_rows_stream_and_many_rows_tile():
