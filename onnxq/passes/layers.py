@@ -107,10 +107,10 @@ class Layers:
         if not self.corrections or not numbers:
             return
         if self.solutions.has_corrected(numbers[0]):
-            found = Corrected.of(self.solutions.get_corrected(numbers[0]))
+            found = Corrected.of(*self.solutions.get_corrected(numbers[0]))
         elif statistics is None:
             return
         else:
             found = self.corrections.find(numbers, Seen(statistics, self.solutions.get, self._float_name))
-            self.solutions.put_corrected(numbers[0], found.arrays())
+            self.solutions.put_corrected(numbers[0], *found.parts())
         self.corrections.found.update(found)

@@ -10,8 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from onnxq.errors import DataError, OutputError
+from onnxq.errors import DataError, OutputError, UsageError
 from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Outliers, Salient, Solution
 
@@ -65,34 +67,35 @@ class Solutions:
             OutputError: It cannot be written.
         """
         if isinstance(solution, str):
-            arrays = {"reason": np.array(solution)}
-        else:
-            scales = [solution.scale, *([] if solution.salient is None else [solution.salient.scale])]
-            arrays = {
-                "names": np.array([solution.format.name, *map(_type_of, scales)]),
-                "block": np.array(-1 if solution.block is None else solution.block),
-                "codes": solution.codes,
-                "scale": _bytes(solution.scale),
-                "errors": np.array([solution.squared_error, solution.squared_norm]),
+            self._put(self._path(number), {}, {"reason": solution})
+            return
+        arrays = {"codes": solution.codes, "scale": _bytes(solution.scale)}
+        words = {
+            "format": solution.format.name,
+            "scale": _type_of(solution.scale),
+            "errors": json.dumps([solution.squared_error, solution.squared_norm]),
+        }
+        if solution.block is not None:
+            words["block"] = str(solution.block)
+        if solution.tensor_scale is not None:
+            words["tensor_scale"] = float(solution.tensor_scale).hex()
+        if solution.zero_point is not None:
+            arrays["zero_point"] = solution.zero_point
+        if solution.format.name in LEARNED_FORMATS:
+            arrays["levels"] = solution.format.values
+        if solution.low_rank is not None:
+            arrays["left"], arrays["right"] = solution.low_rank
+        if solution.salient is not None:
+            words["integer_scale"] = _type_of(solution.salient.scale)
+            arrays |= {
+                "mask": solution.salient.mask,
+                "integers": solution.salient.codes,
+                "integer_scale": _bytes(solution.salient.scale),
+                "mean": _bytes(solution.salient.mean),
             }
-            if solution.tensor_scale is not None:
-                arrays["tensor_scale"] = np.array(solution.tensor_scale)
-            if solution.zero_point is not None:
-                arrays["zero_point"] = solution.zero_point
-            if solution.format.name in LEARNED_FORMATS:
-                arrays["levels"] = solution.format.values
-            if solution.low_rank is not None:
-                arrays["left"], arrays["right"] = solution.low_rank
-            if solution.salient is not None:
-                arrays |= {
-                    "mask": solution.salient.mask,
-                    "integers": solution.salient.codes,
-                    "integer_scale": _bytes(solution.salient.scale),
-                    "mean": _bytes(solution.salient.mean),
-                }
-            if solution.outliers is not None:
-                arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
-        self._put(self._path(number), arrays)
+        if solution.outliers is not None:
+            arrays["positions"], arrays["values"] = solution.outliers.positions, solution.outliers.values
+        self._put(self._path(number), arrays, words)
 
     def get(self, number: int) -> Solution | str:
         """The solution of a weight, or why it stays float.
@@ -101,47 +104,46 @@ class Solutions:
             DataError: The file is damaged.
         """
         try:
-            arrays = _read(self._path(number))
-            if "reason" in arrays:
-                return str(arrays["reason"])
-            kind, scale_type, *others = (str(each) for each in arrays["names"])
-            meaning = get_format(kind)
+            arrays, words = _read(self._path(number))
+            if "reason" in words:
+                return words["reason"]
+            meaning = get_format(words["format"])
             if "levels" in arrays:
-                meaning = replace(LEARNED_FORMATS[kind], levels=tuple(arrays["levels"].tolist()))
+                meaning = replace(LEARNED_FORMATS[words["format"]], levels=tuple(arrays["levels"].tolist()))
             salient = None
             if "mask" in arrays:
-                scales = _typed(arrays["integer_scale"], others[0]), _typed(arrays["mean"], scale_type)
+                scales = _typed(arrays["integer_scale"], words["integer_scale"]), _typed(arrays["mean"], words["scale"])
                 salient = Salient(arrays["mask"], arrays["integers"], *scales)
-            block, (error, norm) = int(arrays["block"]), arrays["errors"]
+            error, norm = json.loads(words["errors"])
             return Solution(
                 meaning,
-                None if block < 0 else block,
+                int(words["block"]) if "block" in words else None,
                 arrays["codes"],
-                _typed(arrays["scale"], scale_type),
-                np.float32(arrays["tensor_scale"]) if "tensor_scale" in arrays else None,
+                _typed(arrays["scale"], words["scale"]),
+                np.float32(float.fromhex(words["tensor_scale"])) if "tensor_scale" in words else None,
                 arrays.get("zero_point"),
-                float(error),
-                float(norm),
+                error,
+                norm,
                 (arrays["left"], arrays["right"]) if "left" in arrays else None,
                 Outliers(arrays["positions"], arrays["values"]) if "positions" in arrays else None,
                 salient,
             )
-        except Exception as error:  # zipfile, zlib and numpy fail in many ways
+        except (SafetensorError, OSError, ValueError, KeyError, UsageError) as error:
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
 
     def has_corrected(self, first: int) -> bool:
         """Whether it is known what was corrected around the weights of which this is the first."""
         return self._corrected(first).exists()
 
-    def put_corrected(self, first: int, arrays: Mapping[str, np.ndarray]) -> None:
-        """Keep what was corrected.
+    def put_corrected(self, first: int, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> None:
+        """Keep what was corrected, in numbers and in words.
 
         Raises:
             OutputError: It cannot be written.
         """
-        self._put(self._corrected(first), arrays)
+        self._put(self._corrected(first), arrays, words)
 
-    def get_corrected(self, first: int) -> dict[str, np.ndarray]:
+    def get_corrected(self, first: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """What was corrected.
 
         Raises:
@@ -149,33 +151,35 @@ class Solutions:
         """
         try:
             return _read(self._corrected(first))
-        except Exception as error:  # as above
+        except (SafetensorError, OSError) as error:
             raise DataError(f"'{self._corrected(first)}' is damaged; delete it to correct again") from error
 
-    def _put(self, path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    def _put(self, path: Path, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> None:
+        partial = path.with_suffix(".part")
         try:
-            with path.with_suffix(".part").open("wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-                file.flush()
+            # It takes the memory of an array as it lies.
+            save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, partial, dict(words))
+            with partial.open("rb+") as file:
                 os.fsync(file.fileno())
-            path.with_suffix(".part").replace(path)
-        except OSError as error:
-            raise OutputError(f"cannot keep solutions in '{self._folder}': {error.strerror}") from error
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            cause = getattr(error, "strerror", None) or error
+            raise OutputError(f"cannot keep solutions in '{self._folder}': {cause}") from error
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{number}.npz"
+        return self._folder / f"{number}.safetensors"
 
     def _corrected(self, first: int) -> Path:
-        return self._folder / f"corrected-{first}.npz"
+        return self._folder / f"corrected-{first}.safetensors"
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        return {name: stored[name] for name in stored.files}
+def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    with safe_open(path, "numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:
-    """The bytes of each number: numpy stores no types of ml_dtypes."""
+    """The bytes of each number: safetensors knows few types of ml_dtypes."""
     flat = np.ascontiguousarray(array)
     return flat.view(np.uint8).reshape(*flat.shape, flat.itemsize)
 

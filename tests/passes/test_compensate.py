@@ -82,4 +82,4 @@ def test_a_run_layer_by_layer_keeps_them(tmp_path: Path):
     for path in made:
         onnxq.quantize(tmp_path / "m.onnx", recipe("uint4", "gptq", 4), output=path, **given)
     assert made[0].read_bytes() == made[1].read_bytes()
-    assert len(list((tmp_path / "kept").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1

@@ -106,7 +106,7 @@ def test_a_run_layer_by_layer_keeps_them(tmp_path: Path):
     for path in made:
         onnxq.quantize(tmp_path / "m.onnx", recipe(0.02, "gptq"), output=path, **given)
     assert made[0].read_bytes() == made[1].read_bytes()
-    assert len(list((tmp_path / "kept").glob("*.npz"))) == 1
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 1
 
 
 def test_weights_whose_rows_are_output_channels_are_calibrated_too():

@@ -150,9 +150,9 @@ def test_a_folder_with_something_else_is_refused(solved, tmp_path):
 
 def test_a_damaged_solution_is_named(solved, tmp_path):
     solved()
-    path = tmp_path / "run" / "0.npz"
+    path = tmp_path / "run" / "0.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"0\.npz.*damaged"):
+    with pytest.raises(DataError, match=r"0\.safetensors.*damaged"):
         solved()
 
 

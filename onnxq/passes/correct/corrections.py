@@ -43,19 +43,19 @@ class Corrected:
         self.biases |= other.biases
         self.changes += other.changes
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All of it, as arrays."""
+    def parts(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """All of it, in numbers and in words."""
         kept = {f"factors {at}": each for at, each in self.factors.items()}
         kept |= {f"biases {at}": each for at, each in self.biases.items()}
-        return {**kept, "changes": np.array(json.dumps([asdict(each) for each in self.changes]))}
+        return kept, {"changes": json.dumps([asdict(each) for each in self.changes])}
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> "Corrected":
-        """What `arrays` gave."""
-        made = cls(changes=[Change(**each) for each in json.loads(str(arrays["changes"]))])
-        for name in arrays.keys() - {"changes"}:
+    def of(cls, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> "Corrected":
+        """What `parts` gave."""
+        made = cls(changes=[Change(**each) for each in json.loads(words["changes"])])
+        for name, array in arrays.items():
             kind, number = name.split()
-            getattr(made, kind)[int(number)] = arrays[name]
+            getattr(made, kind)[int(number)] = array
         return made
 
 

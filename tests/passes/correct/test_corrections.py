@@ -241,7 +241,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path, monkeypatch):
     assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "whole.onnx").read_bytes()
     with pytest.raises(DataError, match="another model, plan"):
         onnxq.quantize(path, recipe("norm"), output=tmp_path / "again.onnx", **given)
-    (damaged,) = (tmp_path / "kept").glob("corrected-0.npz")
+    (damaged,) = (tmp_path / "kept").glob("corrected-0.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-40])
     with pytest.raises(DataError, match="damaged; delete it to correct again"):
         onnxq.quantize(path, asked, output=tmp_path / "again.onnx", **given)
