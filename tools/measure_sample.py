@@ -106,7 +106,8 @@ def measure(
                 # No weight of this preset is one that int8 holds exactly: the same model.
                 continue
             if target == "standard":
-                more = load_recipe(preset).equalize or _rounds(preset)
+                recipe = load_recipe(preset)
+                more = recipe.equalize or recipe.correct or _rounds(preset)
                 base = folder / f"{preset}-ort.onnx" if more else MODEL
                 found = onnxq.evaluate(_decoded_file(base, output), tokens=TOKENS, limit=limit)
                 difference = abs(found.value / exact - 1)

@@ -24,6 +24,7 @@ class ActivationRange:
     Attributes:
         tensor: Its name.
         weights: Names of the weights that it is multiplied with.
+        labels: What people call these weights.
         low: The smallest value seen.
         high: The largest.
         spike: The largest magnitude over the 99.9th percentile of magnitudes; little more than 1 without spikes.
@@ -34,6 +35,7 @@ class ActivationRange:
 
     tensor: str
     weights: tuple[str, ...]
+    labels: tuple[str, ...]
     low: float
     high: float
     spike: float
@@ -50,20 +52,20 @@ def ranges_of(model: Model, weights: Sequence[Weight], calibration: Calibration)
         NonFiniteError: An activation is NaN or Inf.
         SessionError: Onnxruntime cannot load or run the model.
     """
-    readers: dict[Reading, list[str]] = {}
+    readers: dict[Reading, list[Weight]] = {}
     for weight in weights:
         if (reading := reading_of(weight, model.ir.graph)) is not None:
-            readers.setdefault(reading, []).append(weight.name)
+            readers.setdefault(reading, []).append(weight)
     requests: list[Request] = []
     for reading in readers:
         requests.append(reading.request("absmax", "min", "max", "histogram"))
         if reading.view.rank == 2:
             requests.append(reading.request("channel_absmax"))
     found = collected(model, requests, calibration)
-    return [_range(reading, tuple(names), found) for reading, names in readers.items()]
+    return [_range(reading, met, found) for reading, met in readers.items()]
 
 
-def _range(reading: Reading, weights: tuple[str, ...], found: Statistics) -> ActivationRange:
+def _range(reading: Reading, weights: Sequence[Weight], found: Statistics) -> ActivationRange:
     absmax = float(found.get(reading.tensor, "absmax"))
     outliers = 0
     if reading.view.rank == 2:
@@ -72,7 +74,8 @@ def _range(reading: Reading, weights: tuple[str, ...], found: Statistics) -> Act
     typical = _quantile(*found.histogram(reading.tensor))
     return ActivationRange(
         tensor=reading.tensor,
-        weights=weights,
+        weights=tuple(weight.name for weight in weights),
+        labels=tuple(weight.label for weight in weights),
         low=float(found.get(reading.tensor, "min")),
         high=float(found.get(reading.tensor, "max")),
         spike=absmax / typical if typical else 1.0,

@@ -1,6 +1,6 @@
 """What is in a model: operators, weights by type and size, and how well each format would fit them."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -72,9 +72,12 @@ class Inspection:
 
     @property
     def remedies(self) -> dict[str, tuple[str, ...]]:
-        """What stands out, by the name of the weight or activation."""
-        found = {each.label: each.remedies for each in self.weights}
-        found |= {each.tensor: each.remedies for each in self.activations}
+        """What stands out, by what people call the weight, or the activation and the weight that it meets."""
+        found: dict[str, tuple[str, ...]] = defaultdict(tuple)
+        for each in self.weights:
+            found[each.label] += each.remedies
+        for seen in self.activations:
+            found[f"{seen.tensor} into {seen.labels[0]}"] += seen.remedies
         return {name: texts for name, texts in found.items() if texts}
 
     def to_dict(self) -> dict[str, Any]:

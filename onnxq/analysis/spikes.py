@@ -32,6 +32,7 @@ class Spike:
         kappa: How far its largest value stands out, max |x| / median over tokens of max over channels of |x|.
         largest: Its largest magnitude.
         weights: Names of the weights that are multiplied with it.
+        labels: What people call these weights.
         nodes: Names of the nodes that do so; empty for nodes without a name.
         roles: What the weights are for.
         elements: Of these weights.
@@ -41,6 +42,7 @@ class Spike:
     kappa: float
     largest: float
     weights: tuple[str, ...]
+    labels: tuple[str, ...]
     nodes: tuple[str, ...]
     roles: tuple[Role, ...]
     elements: int
@@ -121,6 +123,7 @@ def _spike(reading: Reading, peaks: np.ndarray, weights: Sequence[Weight]) -> Sp
         kappa=kappa(peaks),
         largest=float(peaks.max(initial=0.0)),
         weights=tuple(weight.name for weight in weights),
+        labels=tuple(weight.label for weight in weights),
         nodes=tuple(site.node.name or "" for weight in weights for site in weight.sites),
         roles=tuple(weight.role for weight in weights),
         elements=sum(weight.size for weight in weights),

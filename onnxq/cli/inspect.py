@@ -194,6 +194,7 @@ def _activations(found: "Inspection") -> "Table":
     made = table(
         {
             "activation": "name",
+            "meets": "name",
             "smallest": "number",
             "largest": "number",
             "largest / 99.9th percentile": "number",
@@ -203,5 +204,6 @@ def _activations(found: "Inspection") -> "Table":
     )
     for each in found.activations:
         spike, outliers = f"{each.spike:.1f}", str(each.outlier_channels)
-        made.add_row(Name(each.tensor), f"{each.low:.3g}", f"{each.high:.3g}", spike, str(each.channels), outliers)
+        seen = f"{each.low:.3g}", f"{each.high:.3g}", spike, str(each.channels), outliers
+        made.add_row(Name(each.tensor), Name(", ".join(each.labels)), *seen)
     return made

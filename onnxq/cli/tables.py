@@ -83,7 +83,7 @@ def _spikes(found: "Sequence[Spike]", worst: int) -> "Iterator[RenderableType]":
 
     made = table({"input": "name", "kappa": "number", "largest": "number", "read with": "text"})
     for each in found[:worst]:
-        made.add_row(Name(each.tensor), f"{each.kappa:.1f}", f"{each.largest:.4g}", ", ".join(each.weights))
+        made.add_row(Name(each.tensor), f"{each.kappa:.1f}", f"{each.largest:.4g}", ", ".join(each.labels))
     yield made
     yield from _rest(len(found), worst)
     yield Text("\nkappa: the largest value over the median of the largest of each token; beyond 20 it is a spike")
