@@ -19,6 +19,8 @@ from onnxq.runtime.session import INT8_LEVEL
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4
 _PRODUCTS = ("MatMul", "Linear")
+# Operators that find the scales of rows, for others that round.
+_OF_ROWS = ("RowScale", "RowRange")
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,9 @@ def _is_part(node: ir.Node) -> bool:
     """Whether only other onnxq operators read the result, for instance scales that are stored in a format."""
     if node.op_type.startswith(_PRODUCTS):
         return False
+    if node.op_type.startswith(_OF_ROWS):
+        # A factor may come between, to clip.
+        return True
     users = [use.node for value in node.outputs for use in value.uses()]
     return bool(users) and all(user.domain == "onnxq" for user in users)
 

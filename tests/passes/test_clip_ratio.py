@@ -38,6 +38,9 @@ def test_tokens_are_clipped(name, symmetric, ratio):
     assert np.isclose(found, expected, atol=1e-5).mean() > 0.995
     assert np.abs(found).max() < np.abs(X).max() * (ratio + 0.07)
     assert f"clipped at {ratio}" in str(report.activations[0].spec)
+    # The scale is a part of the rounding, with the factor in between too.
+    assert [note for note in report.notes if "onnxq" in note] == []
+    assert "1 activation rounded by a function in every run" in report.notes
 
 
 @pytest.mark.parametrize("activation", ["format: int4", "format: uint4, symmetric: false"])
