@@ -1,6 +1,8 @@
 """Draw docs/results.md: what each preset costs against the bits it takes, as a picture for the README.
 
-python tools/draw_results.py        # writes docs/images/results.svg; needs matplotlib
+    python tools/draw_results.py
+
+It writes docs/images/results.svg, and needs matplotlib.
 """
 
 import re
