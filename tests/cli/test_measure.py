@@ -125,8 +125,8 @@ def test_inspect_with_data_shows_activations_and_what_stands_out(onnxq, model, t
     x[:, 5] *= 100
     np.savez(tmp_path / "x.npz", x=x)
     done = onnxq("inspect", model, "--calib", tmp_path / "x.npz")
-    assert re.search(r"^x +-\d+ +\d+ +\d+\.\d +64 +1$", done.out, re.MULTILINE)
-    assert re.search(r"^  x: 1 of 64 channels .* smoothing", done.out, re.MULTILINE)
+    assert re.search(r"^x +first +-\d+ +\d+ +\d+\.\d +64 +1$", done.out, re.MULTILINE)
+    assert re.search(r"^  x into first: 1 of 64 channels .* smoothing", done.out, re.MULTILINE)
     found = json.loads(onnxq("inspect", model, "--calib", tmp_path / "x.npz", "--json").out)
     assert [each["tensor"] for each in found["activations"]] == ["x", "r"]
 
