@@ -15,6 +15,7 @@ from onnxq.analysis.agreement import Agreement, Outcomes, SampleDifference
 from onnxq.analysis.distance import Distance
 from onnxq.analysis.execution import Execution, execution
 from onnxq.errors import UsageError
+from onnxq.model.labels import module_of
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
 from onnxq.model.probe import runnable
@@ -33,6 +34,7 @@ Progress = Callable[[int, int], None]
 _GROUP = 32
 # A quarter of the signal to noise ratio: one bit less.
 JUMP_DB = 6.0
+_Maker = tuple[str, str]
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 
 
@@ -43,6 +45,7 @@ class Difference:
     Attributes:
         name: the value's name in both models.
         operator: what computes it in model a.
+        module: the path of the module that this belongs to, as the exporter noted it; empty if it did not.
         sqnr_db: signal to quantization noise, 10 log10(sum a² / sum (a-b)²); Inf where the two are equal.
         cosine: cosine of the angle between the two; 0 where one is all zero and the other is not.
         max_abs: the largest absolute difference.
@@ -51,6 +54,7 @@ class Difference:
 
     name: str
     operator: str
+    module: str
     sqnr_db: float
     cosine: float
     max_abs: float
@@ -62,6 +66,7 @@ class Difference:
         return {
             "name": self.name,
             "operator": self.operator,
+            "module": self.module,
             "sqnr_db": self.sqnr_db if finite else None,
             "equal": self.sqnr_db == math.inf and not self.nonfinite,
             "cosine": self.cosine,
@@ -184,7 +189,7 @@ def compare(
             del pair
     makers = outputs | layers
     found = {
-        name: Difference(name, makers[name], sums.sqnr_db, sums.cosine, sums.max_abs, sums.nonfinite)
+        name: Difference(name, *makers[name], sums.sqnr_db, sums.cosine, sums.max_abs, sums.nonfinite)
         for name, sums in distances.items()
         if not sums.problem
     }
@@ -239,17 +244,19 @@ class _Pair:
             yield done
 
 
-def _shared(a: ir.Model, b: ir.Model) -> tuple[dict[str, str], dict[str, str]]:
-    """Outputs and intermediate float tensors that both main graphs have, each with the operator that makes it in a."""
+def _shared(a: ir.Model, b: ir.Model) -> tuple[dict[str, _Maker], dict[str, _Maker]]:
+    """Outputs and intermediate float tensors that both main graphs have, each with what makes it in a."""
     makers_a, makers_b = _makers(a.graph), _makers(b.graph)
     names_b = {value.name for value in b.graph.outputs}
-    outputs = {str(value.name): makers_a.get(str(value.name), "") for value in a.graph.outputs if value.name in names_b}
+    outputs = {
+        str(value.name): makers_a.get(str(value.name), ("", "")) for value in a.graph.outputs if value.name in names_b
+    }
     skip = outputs.keys() | {str(value.name) for value in (*a.graph.outputs, *b.graph.outputs)}
     return outputs, {name: maker for name, maker in makers_a.items() if name in makers_b and name not in skip}
 
 
-def _makers(graph: ir.Graph) -> dict[str, str]:
-    """The operator behind each tensor that may hold floats and depends on the model's inputs.
+def _makers(graph: ir.Graph) -> dict[str, _Maker]:
+    """The operator and module behind each tensor that may hold floats and depends on the model's inputs.
 
     What depends on weights alone is left out: taking a dequantized weight out of the graph keeps onnxruntime from
     fusing the operator that reads it.
@@ -263,5 +270,5 @@ def _makers(graph: ir.Graph) -> dict[str, str]:
         varying.update(id(value) for value in node.outputs)
         for value in node.outputs:
             if value.name and value.dtype in _FLOATS:
-                makers[value.name] = operator_name(node)
+                makers[value.name] = operator_name(node), module_of(node)
     return makers

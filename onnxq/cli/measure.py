@@ -274,15 +274,18 @@ def _jump(found: "Comparison") -> str:
     before, at = jump
     now = f"{at.nonfinite:,} NaN or Inf" if at.nonfinite else f"{at.sqnr_db:.1f} dB"
     until = "" if before is None else f", where nothing before it was under {before.sqnr_db:.1f} dB"
-    return f"The error jumps first at {at.name}: {now}{until}"
+    where = f"{at.name} of {at.module}" if at.module else at.name
+    return f"The error jumps first at {where}: {now}{until}"
 
 
 def _differences(title: str, rows: "Sequence[Difference]") -> "Table":
-    from onnxq.report.text import Name, op_text, table
+    from onnxq.report.text import Column, Name, op_text, table
 
+    modules: dict[str, Column] = {"module": "name"} if any(each.module for each in rows) else {}
     made = table(
         {
             title: "name",
+            **modules,
             "operator": "word",
             "SQNR dB": "number",
             "cosine": "number",
@@ -294,6 +297,7 @@ def _differences(title: str, rows: "Sequence[Difference]") -> "Table":
         broken = f"{each.nonfinite:,} NaN or Inf" if each.nonfinite else None
         made.add_row(
             Name(each.name),
+            *([Name(each.module)] if modules else []),
             op_text(each.operator),
             ratio,
             f"{each.cosine:.6f}",

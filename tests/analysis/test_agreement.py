@@ -85,7 +85,7 @@ def test_rows_that_only_fill_a_batch_do_not_count():
 
 def comparison(*ratios: float, nonfinite: int | None = None) -> Comparison:
     layers = tuple(
-        Difference(f"layer {number}", "MatMul", ratio, 1.0, 0.0, int(number == nonfinite))
+        Difference(f"layer {number}", "MatMul", "", ratio, 1.0, 0.0, int(number == nonfinite))
         for number, ratio in enumerate(ratios)
     )
     return Comparison((), layers, {}, 1, (Execution(), Execution()))

@@ -134,6 +134,7 @@ def test_the_comparison_goes_into_json(model_file):
     assert told["layers"][0] == {
         "name": "h",
         "operator": "MatMul",
+        "module": "",
         "sqnr_db": None,
         "equal": True,
         "cosine": 1.0,
