@@ -4,7 +4,6 @@ Beside them lies what was corrected around weights that were finished together.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from safetensors.numpy import save_file
 from onnxq.errors import DataError, OutputError, UsageError
 from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Outliers, Salient, Solution
+from onnxq.model.replacing import replacing
 
 _RECORD = "run.json"
 
@@ -155,13 +155,10 @@ class Solutions:
             raise DataError(f"'{self._corrected(first)}' is damaged; delete it to correct again") from error
 
     def _put(self, path: Path, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> None:
-        partial = path.with_suffix(".part")
         try:
-            # It takes the memory of an array as it lies.
-            save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, partial, dict(words))
-            with partial.open("rb+") as file:
-                os.fsync(file.fileno())
-            partial.replace(path)
+            with replacing(path) as partial:
+                # It takes the memory of an array as it lies.
+                save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, partial, dict(words))
         except (OSError, SafetensorError) as error:
             cause = getattr(error, "strerror", None) or error
             raise OutputError(f"cannot keep solutions in '{self._folder}': {cause}") from error
