@@ -140,13 +140,14 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     with during("calibrate the cache"):
         ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
     statistics, solutions = None, None
-    in_sequence = asked.calibration is not None and _is_sequential(plan, asked, asked.calibration)
+    in_sequence = _is_sequential(plan, asked)
     if not in_sequence:
         with during("calibrate"):
             statistics = _at_once(model, plan, weights, asked, rounded.exact)
     if in_sequence or plan.correct:
         with during("calibrate and solve, layer by layer" if in_sequence else "solve and correct"):
-            solutions, corrections = _solved(model, plan, weights, asked, statistics, rounded.exact, folder)
+            known = asked.calibration if in_sequence else statistics
+            solutions, corrections = _solved(model, plan, weights, asked, known, rounded.exact, folder)
         changes = (*changes, *corrections.found.changes)
     calibrated = _calibrated(model, asked, statistics or rounded.ranges or ranges, in_sequence=in_sequence)
     plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
@@ -181,21 +182,19 @@ def _solved(
     plan: Plan,
     weights: Sequence[Weight],
     asked: Conversion,
-    statistics: Statistics | None,
+    known: Statistics | Calibration | None,
     exact: Mapping[str, str],
     folder: Path,
 ) -> tuple[Solutions, Corrections]:
-    """All weights solved, and what is to be corrected around them: on statistics, or without them layer by layer."""
+    """All weights solved, and what is to be corrected around them: on statistics, or on data layer by layer."""
     corrections = Corrections(model, work_of(model.ir.graph, plan, weights), plan.correct)
     how: Solving = {"non_finite": asked.recipe.non_finite, "device": asked.device, "threads": asked.threads}
     kept = folder / "solutions" if asked.resume is None else Path(asked.resume)
-    if asked.calibration is not None and _is_sequential(plan, asked, asked.calibration):
-        solutions = solve_in_sequence(
-            model, plan, weights, asked.calibration, kept, corrections=corrections, rounded=exact, **how
-        )
+    if isinstance(known, Calibration):
+        solutions = solve_in_sequence(model, plan, weights, known, kept, corrections=corrections, rounded=exact, **how)
     else:
         layers = Layers(Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how)
-        layers.finish(range(len(corrections.work)), statistics)
+        layers.finish(range(len(corrections.work)), known)
         solutions = layers.solutions
     corrections.apply()
     return solutions, corrections
@@ -225,11 +224,13 @@ def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
     return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
 
 
-def _is_sequential(plan: Plan, asked: Conversion, calibration: Calibration) -> bool:
+def _is_sequential(plan: Plan, asked: Conversion) -> bool:
     """Whether layers are solved one behind the other."""
+    if asked.calibration is None:
+        return False
     if asked.sequential is not None or asked.resume is not None:
         return bool(asked.sequential or asked.resume)
-    return calibration.cache is None and bool(needy(plan))
+    return asked.calibration.cache is None and bool(needy(plan))
 
 
 def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callable[[str, int], None] | None:
