@@ -118,7 +118,7 @@ class Layers:
 
     def decided(self, chosen: Sequence[int]) -> Iterator[tuple[str, Role, QuantSpec | str]]:
         """What an assignment says about each weight, under the name that people know it by."""
-        called = Counter(name for weight in self.lab.weights for name in set(weight.names))
+        called = Counter(name for weight in self.lab.weights for name in weight.names)
         for at, options, number in zip(self._at, self.options, chosen, strict=True):
             weight, spec = self.lab.weights[at], options[number].spec
             name = weight.label if called[weight.label] == 1 else weight.name

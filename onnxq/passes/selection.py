@@ -51,6 +51,7 @@ def _matches(names: Iterable[str], globs: tuple[str, ...]) -> bool:
 
 def _quoted(patterns: Sequence[str], names: Sequence[str]) -> str:
     """The patterns, and the name that is most like one of them."""
-    close = [name for pattern in patterns for name in get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.5)]
+    # Only as far as the first that is like a name: each pattern is compared with all of them.
+    close = (name for pattern in patterns for name in get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.5))
     quoted = ", ".join(f"'{pattern}'" for pattern in patterns)
-    return f"{quoted}; the nearest name is '{close[0]}'" if close else quoted
+    return f"{quoted}; the nearest name is '{name}'" if (name := next(close, None)) else quoted

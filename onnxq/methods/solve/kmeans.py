@@ -45,15 +45,9 @@ def solve(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None = None
 
 def with_tables(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None = None, *, xp: Any = np) -> GridSpec:
     """The spec with formats whose tables are learned from a weight; arguments as for `solve`."""
-    if not any(_is_learned(kind) for kind in spec.formats):
-        return spec
     return replace(
         spec, formats=[_learned(weight, replace(spec, formats=[each]), curvature, xp) for each in spec.formats]
     )
-
-
-def _is_learned(kind: Format) -> bool:
-    return isinstance(kind, Codebook) and kind.learned
 
 
 def _learned(weight: np.ndarray, spec: GridSpec, curvature: Curvature | None, xp: Any) -> Format:
