@@ -11,6 +11,7 @@ from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize
 from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
+from onnxq.passes.joining import Joining
 from onnxq.passes.layers import Layers, Solving
 from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
@@ -154,12 +155,15 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     done = Converted(model, plan, changes, rounded.plan, (), calibrated, cache)
     if not plan.quantized and not done.is_changed:
         return done
+    quantized = [weight for weight, each in zip(weights, plan, strict=True) if each.spec is not None]
+    joining = Joining(model.ir.graph, quantized, sink, wanted=plan.target == "ort-cuda")
     with during("solve and pack weights" if solutions is None else "pack weights"):
         results = quantize_weights(
             model.ir,
             plan,
             weights,
             sink,
+            joining=joining,
             statistics=statistics,
             solutions=solutions,
             non_finite=asked.recipe.non_finite,
@@ -174,7 +178,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
             use_standard_pairs(model.ir)
             finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
         finish(model.ir, plan.opset, plan.ir_version)
-    return replace(done, results=tuple(results))
+    return replace(done, results=tuple(results), changes=(*changes, *joining.changes))
 
 
 def _solved(
