@@ -18,7 +18,7 @@ import onnxq
 from onnxq import errors
 from onnxq.cli.app import run
 from onnxq.errors import RecipeError
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, Minifloat, get_format
+from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format, Integer, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
@@ -203,6 +203,10 @@ def test_mistakes_in_recipes_are_told_as_the_page_says(rule: str) -> None:
     assert str(raised.value) in blocks(DOCS / "recipes.md", "text")[0].splitlines()
 
 
+def endings(kind: Format) -> tuple[str, ...]:
+    return ("", "Asymmetric") if isinstance(kind, Integer) else ("",)
+
+
 def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> None:
     rows = {
         named(cells[0])[0]: (named(cells[1]), named(cells[2])) for cells in table(DOCS / "operators.md", "operator")
@@ -210,11 +214,11 @@ def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> N
     wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
     wanted |= {name: name for name in ("Hadamard", "AddOutliers", "PartlyBinary")}
     for kind, family in itertools.product(map(get_format, TILED_FORMATS), ("MatMul", "Linear", "SwiGLU")):
-        for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
+        for ending in endings(kind):
             wanted[f"{family}{operator_suffix(kind)}Tiled{ending}"] = f"{family}<F>Tiled{ending}"
     for kind in NAMED_FORMATS.values():
         for family in ("Dequantize", "MatMul", "Linear"):
-            for ending in ("", "Asymmetric") if isinstance(kind, Integer) else ("",):
+            for ending in endings(kind):
                 wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
         if is_roundable(kind):
             for name in ("QuantizeDequantize<F>", "RowScale<F>"):
