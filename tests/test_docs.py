@@ -1,7 +1,6 @@
 """What README.md and docs/ say: examples run, links lead somewhere, tables and numbers are those of the code."""
 
 import importlib.util
-import itertools
 import re
 import shlex
 import shutil
@@ -18,7 +17,7 @@ import onnxq
 from onnxq import errors
 from onnxq.cli.app import run
 from onnxq.errors import RecipeError
-from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Format, Integer, Minifloat, get_format
+from onnxq.formats import NAMED_FORMATS, SCALE_TYPES, Integer, Minifloat, get_format
 from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import DOMAIN, functions, operator_suffix
 from onnxq.methods.solve import SOLVERS
@@ -203,32 +202,29 @@ def test_mistakes_in_recipes_are_told_as_the_page_says(rule: str) -> None:
     assert str(raised.value) in blocks(DOCS / "recipes.md", "text")[0].splitlines()
 
 
-def endings(kind: Format) -> tuple[str, ...]:
-    return ("", "Asymmetric") if isinstance(kind, Integer) else ("",)
+def operators_by_row() -> dict[str, str]:
+    """Operators, and which row of the operators page is about each."""
+    rows = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
+    rows |= {name: name for name in ("Hadamard", "AddOutliers", "PartlyBinary")}
+    for kind in NAMED_FORMATS.values():
+        families = ["Dequantize<F>", "MatMul<F>", "Linear<F>"]
+        if kind.name in TILED_FORMATS:
+            families += ["MatMul<F>Tiled", "Linear<F>Tiled", "SwiGLU<F>Tiled"]
+        if isinstance(kind, Integer):
+            families += [f"{each}Asymmetric" for each in families] + ["QuantizeDequantize<F>Asymmetric", "RowRange<F>"]
+        if is_roundable(kind):
+            families += ["QuantizeDequantize<F>", "RowScale<F>"]
+        if isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed):
+            families += ["CacheScale<F>", "CacheQuantize<F>", "CacheDequantize<F>"]
+        rows |= {each.replace("<F>", operator_suffix(kind)): each for each in families}
+    return rows
 
 
 def test_operators_page_has_every_operator_with_its_inputs_and_attributes() -> None:
     rows = {
         named(cells[0])[0]: (named(cells[1]), named(cells[2])) for cells in table(DOCS / "operators.md", "operator")
     }
-    wanted = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
-    wanted |= {name: name for name in ("Hadamard", "AddOutliers", "PartlyBinary")}
-    for kind, family in itertools.product(map(get_format, TILED_FORMATS), ("MatMul", "Linear", "SwiGLU")):
-        for ending in endings(kind):
-            wanted[f"{family}{operator_suffix(kind)}Tiled{ending}"] = f"{family}<F>Tiled{ending}"
-    for kind in NAMED_FORMATS.values():
-        for family in ("Dequantize", "MatMul", "Linear"):
-            for ending in endings(kind):
-                wanted[f"{family}{operator_suffix(kind)}{ending}"] = f"{family}<F>{ending}"
-        if is_roundable(kind):
-            for name in ("QuantizeDequantize<F>", "RowScale<F>"):
-                wanted[name.replace("<F>", operator_suffix(kind))] = name
-        if isinstance(kind, Integer):
-            for name in ("QuantizeDequantize<F>Asymmetric", "RowRange<F>"):
-                wanted[name.replace("<F>", operator_suffix(kind))] = name
-        if isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed):
-            for name in ("CacheScale<F>", "CacheQuantize<F>", "CacheDequantize<F>"):
-                wanted[name.replace("<F>", operator_suffix(kind))] = name
+    wanted = operators_by_row()
     seen = set()
     for function in functions(wanted, opset=20):
         assert function.domain == DOMAIN
