@@ -80,8 +80,9 @@ class Converted:
         changes: What the steps did before the weights were quantized, and what was corrected afterwards.
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
-        calibrated: How the methods came to know about activations, in sentences.
         cache: What was decided about the cache of keys and values.
+        notes: What the methods know about activations, and what the cache of keys and values takes, in sentences.
+        warnings: What may cost accuracy, and what was asked for and not done.
     """
 
     model: Model
@@ -89,8 +90,9 @@ class Converted:
     changes: tuple[Change, ...]
     activations: ActivationPlan
     results: tuple[Result, ...]
-    calibrated: tuple[str, ...]
     cache: CachePlan
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def is_changed(self) -> bool:

@@ -7,7 +7,7 @@ onnxq's where it does not; `insert` builds both.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -27,7 +27,7 @@ from onnxq.passes.partly_binary import insert_partly_binary
 from onnxq.passes.plan import Decision, Plan, leaves_tiled, runs_as_integers
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
-from onnxq.passes.solving import in_order, solve, work_of
+from onnxq.passes.solving import in_order, solve, unusable, work_of
 from onnxq.passes.tiles import replace_products
 from onnxq.recipes import NonFinitePolicy
 from onnxq.statistics.statistics import Statistics
@@ -43,6 +43,7 @@ class Result:
         size_bytes: Bytes of codes, scales and zero points.
         sqnr_db: Signal to quantization noise of the weight.
         skipped: Why it was left float after all (`non_finite: skip`), or None.
+        clamped: What was replaced in it (`non_finite: clamp`), or None.
         histogram: How its values lie on the grid of its format; see `onnxq.methods.histogram`.
     """
 
@@ -51,6 +52,7 @@ class Result:
     size_bytes: int
     sqnr_db: float
     skipped: str | None = None
+    clamped: str | None = None
     histogram: tuple[int, ...] = ()
 
 
@@ -106,7 +108,9 @@ def quantize_weights(
             if isinstance(solution, str):
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
             else:
-                results.append(_replace(editor, weight, item.decision, solution, plan, sink))
+                made = _replace(editor, weight, item.decision, solution, plan, sink)
+                bad = unusable(weight) if non_finite == "clamp" else None
+                results.append(replace(made, clamped=bad and f"{bad}: clamped"))
             weight.release()
             if progress is not None:
                 progress(weight.name, weight.size)

@@ -8,6 +8,9 @@ from fnmatch import fnmatchcase
 from onnxq.model.sites import Weight
 from onnxq.recipes import Recipe
 
+# Of the patterns of one rule; a recipe that was made for another model can have hundreds.
+_SHOWN = 3
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -50,8 +53,9 @@ def _matches(names: Iterable[str], globs: tuple[str, ...]) -> bool:
 
 
 def _quoted(patterns: Sequence[str], names: Sequence[str]) -> str:
-    """The patterns, and the name that is most like one of them."""
+    """The first patterns, how many there are more, and the name that is most like one of the first."""
+    shown, more = patterns[:_SHOWN], len(patterns) - _SHOWN
     # Only as far as the first that is like a name: each pattern is compared with all of them.
-    close = (name for pattern in patterns for name in get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.5))
-    quoted = ", ".join(f"'{pattern}'" for pattern in patterns)
+    close = (name for pattern in shown for name in get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.5))
+    quoted = ", ".join(f"'{pattern}'" for pattern in shown) + (f" and {more} more" if more > 0 else "")
     return f"{quoted}; the nearest name is '{name}'" if (name := next(close, None)) else quoted

@@ -1,6 +1,5 @@
 """Solve one weight of a plan: read it, see it as the solver does, and keep to the policy about NaN and Inf."""
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import NonFiniteError, number_of
 from onnxq.formats import get_format
 from onnxq.formats.base import Floats
 from onnxq.methods import outliers
@@ -24,8 +23,6 @@ from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.plan import Decision, Plan, grouping
 from onnxq.recipes import NonFinitePolicy, QuantSpec
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,11 +133,10 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
 
     try:
         return solved(array)
-    except NonFiniteError as error:
-        bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
-        if not len(bad):
+    except NonFiniteError:
+        what = unusable(weight)
+        if what is None:
             raise
-        what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
         if policy == "error":
             raise NonFiniteError(
                 f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
@@ -148,8 +144,15 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             ) from None
         if policy == "skip":
             return what
-        _logger.warning("%s, clamped", what)
         return solved(_clamped(array))
+
+
+def unusable(weight: Weight) -> str | None:
+    """What is wrong with a weight that holds NaN or Inf; None for another."""
+    bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
+    if not len(bad):
+        return None
+    return f"weight '{weight.name}' has {number_of(len(bad), 'NaN or Inf value')} (first at {bad[0].tolist()})"
 
 
 def _aimed(weight: np.ndarray, curvature: Curvature, rounded: Callable[[np.ndarray], Solution]) -> Solution:

@@ -81,7 +81,9 @@ class Report:
         model_bytes: Size of the input with its external data.
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
-        notes: What the user should know before relying on the output.
+        notes: How the model runs, and what it was calibrated on.
+        warnings: Where accuracy or speed is less than the recipe promises, and what was asked for and not done; each
+            with the way out where there is one.
         changes: What the steps of the recipe did to the float model before its weights were quantized, and what was
             corrected afterwards.
         activations: What becomes of each activation; empty where no rule of the recipe is about them.
@@ -99,7 +101,8 @@ class Report:
     model_bytes: int
     output_bytes: int = 0
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     version: str = ""
     changes: tuple[Change, ...] = ()
     activations: tuple[Activation, ...] = ()

@@ -12,7 +12,7 @@ from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, 
 
 
 def summary(report: Report) -> Iterator[RenderableType]:
-    """What a conversion did: weights by format, those left as they are by reason, the file, and notes."""
+    """What a conversion did: weights by format, those left as they are by reason, the file, notes and warnings."""
     yield from _changes(report)
     if report.quantized:
         yield from (_by_format(report), Text())
@@ -137,8 +137,11 @@ def _outcome(report: Report) -> str:
 
 
 def _notes(report: Report) -> Iterator[RenderableType]:
+    """Warnings last, where they are seen."""
     for note in report.notes:
-        yield Text(f"note: {note}", style="yellow")
+        yield Text(f"note: {note}")
+    for warning in report.warnings:
+        yield Text(f"warning: {warning}", style="yellow")
 
 
 def _sums(entries: Sequence[Entry]) -> tuple[str, str, str]:

@@ -27,6 +27,10 @@ def sentences(rules: str, selection: Selection | None = None) -> tuple[str, ...]
     ("match", "said"),
     [
         ("{name: '*lm_haed*'}", ("rule 2 of 'mine' matches no weight: '*lm_haed*'; the nearest name is 'lm_head'",)),
+        (
+            "{name: [h.0.q, h.0.k, h.0.v, h.0.o, lm_heads]}",
+            ("rule 2 of 'mine' matches no weight: 'h.0.q', 'h.0.k', 'h.0.v' and 2 more",),
+        ),
         ("{regex: '.*_(q|k)'}", ("rule 2 of 'mine' matches no weight: '.*_(q|k)'",)),
         ("{name: ['*embed_out*', '*lm_head*']}", ()),
         ("{name: v}", ()),

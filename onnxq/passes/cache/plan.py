@@ -83,11 +83,14 @@ class CachePlan:
         return tuple(each for each in self.tensors if each.spec is not None)
 
     def sentences(self) -> Iterator[str]:
-        """For the report: what is quantized and what a token takes, and why other tensors stay."""
+        """For the report: what is quantized, and what a token takes."""
         before, after = (sum(each.token_bytes[at] for each in self.tensors) for at in (0, 1))
         kinds = {f"{each.role}s {each.spec.describe()}" for each in self.tensors if each.spec}
         if kinds:
             yield f"cache: {', '.join(sorted(kinds))}; {after:,} bytes a token, {before:,} before"
+
+    def warnings(self) -> Iterator[str]:
+        """Why other tensors stay."""
         for each in self.tensors:
             if each.reason:
                 yield f"cache: {each.carried.past.name} stays as it is: {each.reason}"
