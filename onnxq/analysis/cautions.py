@@ -17,7 +17,7 @@ def cautions(found: Execution) -> Iterator[str]:
         if not is_tiled(name):
             causes[_cause(name)] += count
     for cause, count in causes.items():
-        yield f"{number_of(count, 'weight')} {'is' if count == 1 else 'are'} {_UNPACKED}: {cause}"
+        yield f"{number_of(count, 'weight')} {_UNPACKED}: {cause}"
     if found.dequantized:
         expanded = number_of(found.dequantized, "weight")
         yield f"{expanded} expanded to float again in every run, which takes longer than float weights do"

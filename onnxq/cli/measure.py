@@ -19,7 +19,7 @@ from onnxq.cli.options import (
     Threads,
     provider_list,
 )
-from onnxq.errors import DataError, nearest
+from onnxq.errors import DataError, nearest, number_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -205,12 +205,12 @@ def _evaluation(found: "Evaluation", sequence: int, checked: "Abilities | Robust
 
     lines = Table.grid(padding=(0, 2))
     if found.metric == "perplexity":
-        where = f"{found.tokens:,} tokens predicted in {found.samples} windows of {sequence}"
+        where = f"{number_of(found.tokens, 'token')} predicted in {number_of(found.samples, 'window')} of {sequence}"
         lines.add_row("perplexity", f"{found.value:.4f}", where)
         lines.add_row("speed", f"{found.tokens_per_second:,.0f} tokens/s", f"{found.seconds:.2f} s in onnxruntime")
     else:
         right = round(found.value * found.samples)
-        lines.add_row("accuracy", f"{found.value:.2%}", f"{right} of {found.samples} samples")
+        lines.add_row("accuracy", f"{found.value:.2%}", f"{right} of {number_of(found.samples, 'sample')}")
         lines.add_row("speed", f"{found.samples / found.seconds:,.0f} samples/s", f"{found.seconds:.2f} s")
     for row in _checks(checked):
         lines.add_row(*row)
@@ -229,7 +229,7 @@ def _checks(checked: "Abilities | Robustness | None") -> "Iterator[tuple[str, st
         without = f"{checked.unseen:.2%} where they come first"
         yield "copying", f"{checked.copying:.2%}", f"of {checked.copied:,} random tokens that come again; {without}"
         return
-    change = f"by {checked.strength:.3g} at most, {checked.samples} samples"
+    change = f"by {checked.strength:.3g} at most, {number_of(checked.samples, 'sample')}"
     yield "with noise", f"{checked.noise:.2%}", change
     how = "" if checked.exact else "; from random directions, a weak attack"
     yield "attacked", f"{checked.attacked:.2%}", f"along the gradient (FGSM), {change}{how}"
@@ -249,11 +249,11 @@ def _show_comparison(found: "Comparison", worst: int | None) -> None:
         else:
             show(_differences("layer, furthest apart first", found.worst(worst)))
             if (more := len(found.layers) - worst) > 0:
-                show(Text(f"and {more} layers that are closer (--worst N, --along, --json)"))
+                show(Text(f"and {number_of(more, 'closer layer')} (--worst N, --along, --json)"))
         show(Text(_jump(found)))
     for name, reason in found.skipped.items():
         show(Text(f"not compared: {name}: {reason}", style="yellow"))
-    show(Text(f"\n{found.samples} samples"))
+    show(Text(f"\n{number_of(found.samples, 'sample')}"))
     for model, execution in zip("AB", found.execution, strict=True):
         show(Text(f"{model}: " + "; ".join(execution.sentences())))
 
@@ -261,7 +261,7 @@ def _show_comparison(found: "Comparison", worst: int | None) -> None:
 def _outcomes(found: "Comparison") -> Iterator[str]:
     for each in found.agreements:
         shared = "" if each.shared is None else f"; {each.shared:.2%} of the best {each.best} shared"
-        yield f"{each.name}: the same best in {each.same_best:.2%} of {each.rows:,} rows{shared}"
+        yield f"{each.name}: the same best in {each.same_best:.2%} of {number_of(each.rows, 'row')}{shared}"
     if found.worst_samples:
         listed = ", ".join(f"{each.sample} ({each.sqnr_db:.1f} dB)" for each in found.worst_samples)
         yield f"samples furthest apart: {listed}"

@@ -37,7 +37,7 @@ def said(weight: str, tmp_path: Path, target: str = "ort") -> list[str]:
 )
 def test_weights_that_no_kernel_runs_are_a_warning_with_a_way_out(weight: str, way_out: str, tmp_path: Path) -> None:
     (warning,) = said(weight, tmp_path)
-    assert warning.startswith(f"2 weights are {UNPACKED}: {way_out}")
+    assert warning.startswith(f"2 weights {UNPACKED}: {way_out}")
 
 
 @pytest.mark.parametrize("target", ["ort", "ort-cuda"])
@@ -48,13 +48,13 @@ def test_weights_that_a_kernel_runs_are_none(target: str, tmp_path: Path) -> Non
 def test_without_the_library_it_is_said_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ONNXQ_NATIVE_LIBRARY", str(tmp_path / "none.so"))
     (warning,) = said("{format: fp6_e2m3}", tmp_path)
-    assert f"2 weights are {UNPACKED}: onnxq's kernels are not here (there is no file" in warning
+    assert f"2 weights {UNPACKED}: onnxq's kernels are not here (there is no file" in warning
 
 
 def test_one_sentence_a_cause() -> None:
     found = Execution(functions={"DequantizeFP6E2M3": 9, "DequantizeINT8": 1}, dequantized=1, rounded=1)
     assert [each.split(":")[0] for each in cautions(found)] == [
-        f"10 weights are {UNPACKED}",
+        f"10 weights {UNPACKED}",
         "1 weight expanded to float again in every run, which takes longer than float weights do",
         "1 activation rounded by functions, which takes time",
     ]
