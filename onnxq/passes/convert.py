@@ -231,7 +231,7 @@ def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
 
 def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about what was planned, and about what the methods know about activations."""
-    notes, warnings = [*job.cache.sentences()], [*job.plan.unmatched, *job.cache.warnings()]
+    notes, warnings = [*job.cache.sentences()], [*job.plan.warnings, *job.cache.warnings()]
     calibration, samples, synthetic = job.asked.calibration, 0, False
     if job.in_sequence and calibration is not None:
         notes.append("layer by layer: each is calibrated behind the quantized layers before it")

@@ -108,7 +108,7 @@ def quantize_weights(
             if isinstance(solution, str):
                 results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
             else:
-                made = _replace(editor, weight, item.decision, solution, plan, sink)
+                made = _replace(editor, weight, item.decision, solution, sink)
                 bad = unusable(weight) if non_finite == "clamp" else None
                 results.append(replace(made, clamped=bad and f"{bad}: clamped"))
             weight.release()
@@ -117,7 +117,7 @@ def quantize_weights(
     return results
 
 
-def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, plan: Plan, sink: Sink) -> Result:
+def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, sink: Sink) -> Result:
     """Store a solved weight and give its readers what stands for it now."""
     spec, kind = decision.spec, solution.format.name
     if spec is None:
@@ -127,20 +127,20 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     alone = solution.low_rank is None and solution.outliers is None
     beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and alone else None
+    exact = int8.as_int8(solution, weight.dtype) if decision.target == "ort-int8" and alone else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if is_matmul_weight(weight) and not reads_integers(weight):
             size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
-    integers = plan.target != "native" and runs_as_integers(weight, solution.format, spec)
+    integers = decision.target != "native" and runs_as_integers(weight, solution.format, spec)
     if size_bytes is None and integers:
         solution = with_zero_point(weight, solution)
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
+        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
         quantize_biases(editor, weight, solution, sink)
-    elif plan.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
+    elif decision.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
         size_bytes = replace_products(editor, weight, solution, sink, text)
     elif solution.salient is not None:
         size_bytes = insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
     elif size_bytes is None:
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
+        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
     return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)

@@ -36,7 +36,7 @@ def planned(
         seconds=time.perf_counter() - started,
         version=package_versions().get("onnxq", "unknown"),
         recipe_text=recipe_text(recipe),
-        warnings=made.unmatched,
+        warnings=made.warnings,
         versions={"python": platform.python_version(), **package_versions()},
     )
 

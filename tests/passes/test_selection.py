@@ -20,7 +20,7 @@ def sentences(rules: str, selection: Selection | None = None) -> tuple[str, ...]
     for name in ("v", "w"):
         proto.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), name))
     recipe = parse_recipe(f"name: mine\nrules: {rules}", "mine.yaml")
-    return make_plan(ir.from_proto(proto), recipe, "ort", selection or Selection())[0].unmatched
+    return make_plan(ir.from_proto(proto), recipe, "ort", selection or Selection())[0].warnings
 
 
 @pytest.mark.parametrize(
