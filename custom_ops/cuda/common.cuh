@@ -6,6 +6,7 @@
 //   GROUP    rows of K that share a scale: 0 for all of them, 16, 32, 64, or a multiple of 128
 //   ZERO     1: integers have zero points, codes of one byte that lie as the scales do
 //   WIDE     1: results are float32
+//   GATED    1: strips of 16 columns of W are gate and up in turn; results are silu(gate) * up, half as many columns
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -251,16 +252,21 @@ __device__ __forceinline__ void load_factors(float* factors, const Scale* scale,
 template <int Bytes> struct FourOf { using Type = uint2; };
 template <> struct FourOf<4> { using Type = uint4; };
 
+__device__ __forceinline__ float gated(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
+
+// Columns of W that make one column of y.
+constexpr int WAYS = GATED ? 2 : 1;
+
 // Sum what the Parts groups of warps of each of the SPLIT blocks of a cluster left in `sums` [Parts][Columns][Rows + 4], in a
-// fixed order, and write Rows x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
+// fixed order, and write the results of Rows x columns sums to y[M, N / WAYS], from its row m0 and the column of strip0 on. Every
+// thread of every block of the cluster calls it.
 template <int Rows, int Parts, int Columns>
-__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Result* y, int columns, int rows,
-                                                 int N) {
-  constexpr int PITCH = Rows + 4;
+__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Result* y, int m0, int strip0,
+                                                 int columns, int rows, int N) {
+  constexpr int PITCH = Rows + 4, FOURS = Rows / 4 / WAYS;
+  static_assert(Rows % (16 * WAYS) == 0, "a block has the gates of all that it has");
   cluster_sync();
-  for (int i = rank * blockDim.x + threadIdx.x; i < columns * (Rows / 4); i += blockDim.x * SPLIT) {
-    const int row = i % (Rows / 4) * 4, column = i / (Rows / 4);
-    if (row >= rows) continue;
+  auto result = [&](int row, int column) {
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int r = 0; r < SPLIT; r++) {
@@ -274,13 +280,24 @@ __device__ __forceinline__ void reduce_and_store(const float* sums, const float*
       }
     }
     const float4 times = *reinterpret_cast<const float4*>(factors + row), plus = *reinterpret_cast<const float4*>(factors + Rows + row);
+    return make_float4(sum.x * times.x + plus.x, sum.y * times.y + plus.y, sum.z * times.z + plus.z, sum.w * times.w + plus.w);
+  };
+  for (int i = rank * blockDim.x + threadIdx.x; i < columns * FOURS; i += blockDim.x * SPLIT) {
+    const int to = i % FOURS * 4, column = i / FOURS, row = GATED ? to / 16 * 32 + to % 16 : to;
+    if (row >= rows) continue;
+    float4 four = result(row, column);
+#if GATED
+    const float4 up = result(row + 16, column);
+    four = make_float4(gated(four.x, up.x), gated(four.y, up.y), gated(four.z, up.z), gated(four.w, up.w));
+#endif
     alignas(16) Result out[4];
-    from_float(out[0], sum.x * times.x + plus.x);
-    from_float(out[1], sum.y * times.y + plus.y);
-    from_float(out[2], sum.z * times.z + plus.z);
-    from_float(out[3], sum.w * times.w + plus.w);
+    from_float(out[0], four.x);
+    from_float(out[1], four.y);
+    from_float(out[2], four.z);
+    from_float(out[3], four.w);
     using Four = typename FourOf<sizeof(Result)>::Type;
-    *reinterpret_cast<Four*>(y + static_cast<size_t>(column) * N + row) = *reinterpret_cast<Four*>(out);
+    *reinterpret_cast<Four*>(y + static_cast<size_t>(m0 + column) * (N / WAYS) + strip0 * (16 / WAYS) + to) =
+        *reinterpret_cast<Four*>(out);
   }
   if constexpr (SPLIT > 1) cluster_sync();  // no block may leave while another reads its sums
 }

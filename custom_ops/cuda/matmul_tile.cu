@@ -203,5 +203,5 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       }
     }
   }
-  reduce_and_store<ROWS, 1, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  reduce_and_store<ROWS, 1, COLUMNS>(sums, factors, rank, y, m0, strip0, columns, strips * 16, N);
 }

@@ -27,7 +27,7 @@ struct Kernels {
   Kernel each[kMax];  // by growing max_rows
   int32_t count;
   void* split_float32;  // CUfunctions of pieces.cu; null unless x is float32
-  void* sum_pieces;
+  void* sum_pieces;     // or gate_pieces
 
   const Kernel* for_rows(int64_t rows) const;
 };

@@ -78,6 +78,10 @@ OrtStatus* read_tiled_attributes(const OrtKernelInfo* info, TiledKernel* kernel)
     return kernel->invalid("attribute block_size is %lld; the GPU kernels take 16, 32, 64, a multiple of 128, or K",
                            static_cast<long long>(block));
   }
+  if (kernel->op->is_gated() && n % (2 * kUnitN)) {
+    return kernel->invalid("attribute shape is [%lld, %lld]; gate and up have as many columns each, in units of 16",
+                           static_cast<long long>(k), static_cast<long long>(n));
+  }
   gpu::Weight& weight = kernel->weight;
   weight.K = k;
   weight.N = n;
@@ -113,6 +117,7 @@ OrtStatus* compile(TiledKernel* kernel, int32_t device) {
                         kernel->scale_type,
                         kernel->weight.group,
                         kernel->weight.zero_points,
+                        op.is_gated(),
                         kernel->weight.K,
                         kernel->weight.N};
   char message[320] = "";
@@ -217,7 +222,7 @@ OrtStatus* compute_tiled(void* self, OrtKernelContext* context) {
   rows.x = data;
   rows.M = shape.elements();
   rows.early = kernel.constant;
-  shape.dims[shape.rank - 1] = weight.N;
+  shape.dims[shape.rank - 1] = kernel.op->result_columns(weight.N);
   ONNXQ_RETURN_IF_ERROR(api.output(context, 0, shape, &rows.y));
   if (rows.M == 0) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.gpu_stream(context, &rows.stream));

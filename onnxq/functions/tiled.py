@@ -129,3 +129,47 @@ def linear_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction) -> OnnxFun
         return op.Add(product, bias)
 
     return LinearTiledAsymmetric
+
+
+def swiglu(domain: Opset) -> OnnxFunction:
+    """`SwiGLU(product) {dtype}`: silu(gate) * up of columns that are gate and up in turn, 16 each."""
+
+    @script(domain, default_opset=op)
+    def SwiGLU(product, dtype: int):
+        dims, minus_one = op.Shape(product), op.Constant(value_ints=[-1])
+        leading = op.Slice(dims, op.Constant(value_ints=[0]), minus_one)
+        columns = op.Gather(dims, minus_one)
+        pairs = op.Concat(leading, columns / op.Constant(value_int=32), op.Constant(value_ints=[2, 16]), axis=0)
+        strips = op.Cast(op.Reshape(product, pairs), to=_FLOAT)
+        gate = op.Gather(strips, op.Constant(value_int=0), axis=-2)
+        up = op.Gather(strips, op.Constant(value_int=1), axis=-2)
+        result = op.Cast(gate * op.Sigmoid(gate) * up, to=dtype)
+        return op.Reshape(result, op.Concat(leading, columns / op.Constant(value_int=2), axis=0))
+
+    return SwiGLU
+
+
+def swiglu_tiled(domain: Opset, multiplying: OnnxFunction, gating: OnnxFunction) -> OnnxFunction:
+    """`SwiGLU<F>Tiled(x, packed, scale) {...}`: `SwiGLU` of `MatMul<F>Tiled`."""
+
+    @script(domain, default_opset=op)
+    def SwiGLUTiled(x, packed, scale, shape: Sequence[int], block_size: int, dtype: int, layout: int):
+        product = multiplying(x, packed, scale, shape=shape, block_size=block_size, dtype=dtype, layout=layout)
+        return gating(product, dtype=dtype)
+
+    return SwiGLUTiled
+
+
+def swiglu_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction, gating: OnnxFunction) -> OnnxFunction:
+    """`SwiGLU<F>TiledAsymmetric(x, packed, scale, zero_point) {...}`: as `SwiGLU<F>Tiled`."""
+
+    @script(domain, default_opset=op)
+    def SwiGLUTiledAsymmetric(
+        x, packed, scale, zero_point, shape: Sequence[int], block_size: int, dtype: int, layout: int
+    ):
+        product = multiplying(
+            x, packed, scale, zero_point, shape=shape, block_size=block_size, dtype=dtype, layout=layout
+        )
+        return gating(product, dtype=dtype)
+
+    return SwiGLUTiledAsymmetric

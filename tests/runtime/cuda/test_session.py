@@ -208,6 +208,25 @@ def test_a_bias_is_added(ort, fmt, asymmetric, dtype):
         assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("fmt", "group", "asymmetric"), [("fp6_e2m3", 0, False), ("uint4", 32, True)])
+def test_gate_and_up_come_from_one_product(ort, fmt, group, asymmetric, dtype):
+    chain = Chain(fmt, [1152, 416], dtype, group, asymmetric=asymmetric, scale=dtype)
+    model = onnx.ModelProto.FromString(chain.bytes)
+    (node,) = model.graph.node
+    node.op_type = node.op_type.replace("MatMul", "SwiGLU")
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 208
+    del model.functions[:]
+    opened = onnxq.session(model.SerializeToString(), providers=["cuda"])
+    for M in ROWS:
+        x = chain.x(M)
+        gate, up = (x.astype(np.float64) @ chain.weights[0]).reshape(M, 13, 2, 16).transpose(2, 0, 1, 3)
+        expected = (gate / (1 + np.exp(-gate)) * up).reshape(M, 208)
+        (y,) = opened.run(None, {"x0": x})
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
+    assert opened.run(None, {"x0": chain.x(0)})[0].shape == (0, 208)
+
+
 def test_leading_dimensions_stay(ort):
     chain = Chain("fp6_e3m2", [256, 48])
     x = chain.x(6)
