@@ -32,7 +32,7 @@ struct Kernels {
   const Kernel* for_rows(int64_t rows) const;
 };
 
-// A weight in the layout `tiled1`, on the GPU.
+// A weight in the layout `tiled2`, on the GPU.
 struct Weight {
   int64_t K, N;
   int32_t unit_bytes;   // of 16 x 128 packed weights

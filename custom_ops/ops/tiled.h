@@ -1,4 +1,4 @@
-// MatMul<F>Tiled and its relatives on CUDA: a weight in the layout `tiled1`, multiplied by kernels that somebody else compiled.
+// MatMul<F>Tiled and its relatives on CUDA: a weight in the layout `tiled2`, multiplied by kernels that somebody else compiled.
 #pragma once
 
 #include "../gpu/product.h"

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 import onnxq
 from onnxq.formats import get_format
-from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
+from onnxq.formats.tiled import TILED_FORMATS, TILED_VERSION, pack_tiled
 from onnxq.functions import functions, operator_suffix
 
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,7 @@ class Chain:
             tensors += [numpy_helper.from_array(array, name) for name, array in arrays.items()]
             operator = f"MatMul{operator_suffix(kind)}Tiled" + ("Asymmetric" if asymmetric else "")
             node = helper.make_node(operator, [f"x{layer}", *arrays], [f"x{layer + 1}"], f"n{layer}", domain="onnxq")
-            attributes = {"shape": [K, N], "block_size": block, "dtype": TYPES[dtype], "layout": 1}
+            attributes = {"shape": [K, N], "block_size": block, "dtype": TYPES[dtype], "layout": TILED_VERSION}
             node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
             nodes.append(node)
         self.last = f"x{len(self.weights)}"
@@ -241,8 +241,8 @@ def test_leading_dimensions_stay(ort):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"layout": 2}, "attribute layout is 2; this version of onnxq knows 1"),
-        ({"shape": [256, 40]}, r"attribute shape is \[256, 40\]; the layout tiled1 has"),
+        ({"layout": 1}, "attribute layout is 1; this version of onnxq knows 2"),
+        ({"shape": [256, 40]}, r"attribute shape is \[256, 40\]; the layout tiled2 has"),
         ({"shape": [384, 48]}, r"packed has shape \[3, 2, 1536\]; a weight \[384, 48\] .* has \[3, 3, 1536\]"),
         ({"block_size": 48}, "attribute block_size is 48; the GPU kernels take"),
         ({"block_size": 128}, r"scale has shape \[1, 48\]; .* with blocks of 128 has \[2, 48\]"),
