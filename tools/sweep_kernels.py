@@ -32,7 +32,9 @@ MULTIPROCESSORS = 132
 def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
     """Candidates of matmul_stream: blocks of a few strips of 16 columns, or of so many that whole waves are filled."""
     nt = max(1, 1 << max(0, (min(M, 64) - 1).bit_length() - 3))
-    for split, wk, rw in product((1, 2), (2, 4, 8), (1, 2, 3, 4, 7)):
+    for split, wk, rw in product((1, 2, 4), (1, 2, 4, 8), (1, 2, 3, 4, 7)):
+        if rw * nt > (16 if operand.group else 32):  # sums that registers have no room for
+            continue
         strips = {-(-N * split // 16 // (MULTIPROCESSORS * waves)) for waves in (1, 2)} | {2, 4}
         for wr in sorted({each // rw for each in strips if each % rw == 0}):
             blocks, deep = -(-N // (16 * rw * wr)) * split, -(-K // 128 // wk // split)

@@ -119,8 +119,9 @@ class Stream:
 
     @property
     def block(self) -> int:
-        """Threads of a block."""
-        return 32 * (self.wr * self.wk + 1)
+        """Threads of a block; with many sums a whole warpgroup copies, and lends the others its registers."""
+        warps = self.wr * self.wk
+        return 384 if warps == 8 and self.rw * self.nt >= 14 else 32 * (warps + 1)
 
 
 @dataclass(frozen=True)
