@@ -116,6 +116,7 @@ def quantize_weights(
                 made = _replace(editor, weight, decision, solution, joining.sink(weight.name))
                 bad = unusable(weight) if non_finite == "clamp" else None
                 results[number] = replace(made, clamped=bad and f"{bad}: clamped")
+            joining.finished(editor, weight.name)
             weight.release()
             if progress is not None:
                 progress(weight.name, weight.size)
