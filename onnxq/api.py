@@ -14,7 +14,8 @@ from onnxq.model.load import Model, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
 from onnxq.passes.calibrate import all_requests, requests
-from onnxq.passes.convert import Conversion, Progress, convert
+from onnxq.passes.conversion import Conversion, Progress
+from onnxq.passes.convert import convert
 from onnxq.passes.plan import Plan, make_plan
 from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import plan_activations

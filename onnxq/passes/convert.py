@@ -1,7 +1,7 @@
 """`convert`: the passes, one after the other, from a float model to a quantized one."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from onnxq.errors import UsageError
@@ -9,6 +9,7 @@ from onnxq.model.load import Model
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
 from onnxq.passes.calibrate import needy, requests, statistics_for
+from onnxq.passes.conversion import Conversion, Converted
 from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.layers import Layers, Solving
@@ -16,96 +17,15 @@ from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
-from onnxq.passes.rounding import ActivationPlan, round_activations
+from onnxq.passes.rounding import ActivationPlan, Rounded, round_activations
 from onnxq.passes.rounding.standard import use_standard_pairs
-from onnxq.passes.selection import Selection
 from onnxq.passes.sequential import solve_in_sequence
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import work_of
-from onnxq.passes.step import Change, Context
-from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET, Target
-from onnxq.recipes import Recipe
-from onnxq.statistics.calibration import Calibration
+from onnxq.passes.step import Change
+from onnxq.passes.target import STANDARD_IR_VERSION, STANDARD_OPSET
 from onnxq.statistics.statistics import Statistics
-
-Progress = Callable[[str, int, int], None]
-"""Called with the weight just done, elements done, and elements in all."""
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What is asked for; `onnxq.quantize` says what each means.
-
-    Attributes:
-        recipe: Which weights are quantized, and how.
-        target: Where the model goes.
-        selection: What the caller picks beside the recipe.
-        calibration: Data to run the model on.
-        statistics: A file of statistics, in place of the data.
-        sequential: Whether layers are solved one behind the other; None to let the recipe's methods decide.
-        resume: A folder where solved weights are kept.
-        device: `cpu` or `cuda`: where weights are solved.
-        threads: Weights solved at a time.
-        progress: Told about each weight when it is done.
-    """
-
-    recipe: Recipe
-    target: Target
-    selection: Selection = field(default_factory=Selection)
-    calibration: Calibration | None = None
-    statistics: str | Path | None = None
-    sequential: bool | None = None
-    resume: str | Path | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    progress: Progress | None = None
-
-    def check(self) -> None:
-        """Refuse what cannot be meant.
-
-        Raises:
-            UsageError: Two of the arguments exclude each other, or one is out of range.
-        """
-        if self.threads is not None and self.threads < 1:
-            raise UsageError(f"threads is {self.threads}; at least one has to work")
-        if self.calibration is not None and self.statistics is not None:
-            raise UsageError("give either calibration data or a file of statistics")
-        if self.resume is not None and self.sequential is False:
-            raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
-        if (self.sequential or self.resume is not None) and self.calibration is None:
-            raise UsageError(
-                "sequential calibration runs the model itself: give calibration data, not a file of statistics"
-            )
-
-
-@dataclass(frozen=True)
-class Converted:
-    """A model in its new form.
-
-    Attributes:
-        model: Its graph is the quantized one, and its weights lie in the sink, or in the folder of the conversion.
-        plan: What was decided about each weight.
-        changes: What the steps did before the weights were quantized, and what was corrected afterwards.
-        activations: What was decided about each activation.
-        results: What became of each weight that the plan quantizes, in its order.
-        calibrated: How the methods came to know about activations, in sentences.
-        cache: What was decided about the cache of keys and values.
-    """
-
-    model: Model
-    plan: Plan
-    changes: tuple[Change, ...]
-    activations: ActivationPlan
-    results: tuple[Result, ...]
-    calibrated: tuple[str, ...]
-    cache: CachePlan
-
-    @property
-    def is_changed(self) -> bool:
-        """The model is not the one that came in."""
-        quantized = self.activations.sites or any(each.skipped is None for each in self.results)
-        return bool(quantized or self.cache.quantized) or any(each.done for each in self.changes)
 
 
 def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder: Recorder | None = None) -> Converted:
@@ -124,104 +44,92 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     asked.check()
     during = (recorder or Recorder()).during
     stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
-    context = Context(asked.recipe, asked.target, asked.selection, asked.calibration, folder)
     with during("rewrite the float model"):
-        model, changes = prepare(model, context)
-    if any(each.done for each in changes) and asked.calibration is not None:
-        # A cache belongs to the model that came in, and so can serve all recipes that leave it as it is.
-        asked = replace(asked, calibration=replace(asked.calibration, cache=None))
-        context = replace(context, calibration=asked.calibration)
+        model, changes, asked = _rewrite(model, asked, folder)
     with during("round activations"):
-        rounded = round_activations(model, context, asked.statistics)
-    model = rounded.model
+        rounded = round_activations(model, asked.context(folder), asked.statistics)
     with during("plan"):
-        plan, weights = make_plan(model.ir, asked.recipe, asked.target, asked.selection)
-        cache = plan_cache(model.ir.graph, asked.recipe.cache)
+        job = _plan(rounded, asked)
     with during("calibrate the cache"):
-        ranges = cache_statistics(model, cache, asked.calibration, asked.statistics)
+        ranges = cache_statistics(job.model, job.cache, asked.calibration, asked.statistics)
     statistics, solutions = None, None
-    in_sequence = _is_sequential(plan, asked)
-    if not in_sequence:
+    if not job.in_sequence:
         with during("calibrate"):
-            statistics = _at_once(model, plan, weights, asked, rounded.exact)
-    if in_sequence or plan.correct:
-        with during("calibrate and solve, layer by layer" if in_sequence else "solve and correct"):
-            known = asked.calibration if in_sequence else statistics
-            solutions, corrections = _solved(model, plan, weights, asked, known, rounded.exact, folder)
-        changes = (*changes, *corrections.found.changes)
-    calibrated = _calibrated(model, asked, statistics or rounded.ranges or ranges, in_sequence=in_sequence)
-    plan = replace(plan, decisions=tuple(_as_it_came(each, stored) for each in plan))
-    done = Converted(model, plan, changes, rounded.plan, (), calibrated, cache)
-    if not plan.quantized and not done.is_changed:
+            statistics = _calibrate(job)
+    if job.in_sequence or job.plan.correct:
+        with during("calibrate and solve, layer by layer" if job.in_sequence else "solve and correct"):
+            solutions, corrected = _solve(job, statistics, folder)
+        changes = (*changes, *corrected)
+    done = Converted(
+        model=job.model,
+        plan=_with_sizes(job.plan, stored),
+        changes=changes,
+        activations=job.activations,
+        results=(),
+        calibrated=_calibrated(job, statistics or rounded.ranges or ranges),
+        cache=job.cache,
+    )
+    if not job.plan.quantized and not done.is_changed:
         return done
     with during("solve and pack weights" if solutions is None else "pack weights"):
-        results = quantize_weights(
-            model.ir,
-            plan,
-            weights,
-            sink,
-            statistics=statistics,
-            solutions=solutions,
-            non_finite=asked.recipe.non_finite,
-            device=asked.device,
-            threads=asked.threads,
-            progress=_counted(plan, [weight.size for weight in weights], asked.progress),
-        )
-    with during("fuse products, add functions"):
-        fuse_products(model.ir)
-        quantize_cache(model.ir, cache, ranges)
-        if rounded.plan.sites and plan.target == "standard":
-            use_standard_pairs(model.ir)
-            finish(model.ir, STANDARD_OPSET, STANDARD_IR_VERSION)
-        finish(model.ir, plan.opset, plan.ir_version)
+        results = _pack(job, sink, statistics, solutions)
+    with during("fuse products"):
+        fuse_products(job.model.ir)
+    with during("quantize the cache"):
+        quantize_cache(job.model.ir, job.cache, ranges)
+    with during("add functions, raise versions"):
+        _finish(job)
     return replace(done, results=tuple(results))
 
 
-def _solved(
-    model: Model,
-    plan: Plan,
-    weights: Sequence[Weight],
-    asked: Conversion,
-    known: Statistics | Calibration | None,
-    exact: Mapping[str, str],
-    folder: Path,
-) -> tuple[Solutions, Corrections]:
-    """All weights solved, and what is to be corrected around them: on statistics, or on data layer by layer."""
-    corrections = Corrections(model, work_of(model.ir.graph, plan, weights), plan.correct)
-    how: Solving = {"non_finite": asked.recipe.non_finite, "device": asked.device, "threads": asked.threads}
-    kept = folder / "solutions" if asked.resume is None else Path(asked.resume)
-    if isinstance(known, Calibration):
-        solutions = solve_in_sequence(model, plan, weights, known, kept, corrections=corrections, rounded=exact, **how)
-    else:
-        layers = Layers(Solutions(kept, {}), corrections, float_name=lambda name: exact.get(name, name), **how)
-        layers.finish(range(len(corrections.work)), known)
-        solutions = layers.solutions
-    corrections.apply()
-    return solutions, corrections
+@dataclass(frozen=True)
+class _Job:
+    """What is left to do when everything is decided.
+
+    Attributes:
+        asked: By the caller; without a cache of statistics that the steps on the float model have made stale.
+        model: The float model, after the steps, with rounded activations.
+        plan: What happens to each weight.
+        weights: Those of the plan, in its order.
+        activations: What was decided about each activation.
+        exact: Activations that are rounded, and what each was before.
+        cache: What happens to the cache of keys and values.
+        in_sequence: Layers are solved one behind the other.
+    """
+
+    asked: Conversion
+    model: Model
+    plan: Plan
+    weights: list[Weight]
+    activations: ActivationPlan
+    exact: Mapping[str, str]
+    cache: CachePlan
+    in_sequence: bool
 
 
-def _at_once(
-    model: Model, plan: Plan, weights: Sequence[Weight], asked: Conversion, exact: Mapping[str, str]
-) -> Statistics | None:
-    """What the methods want to know about activations, all of it on the float weights."""
-    if asked.statistics is not None and exact and requests(plan, weights, model.ir.graph):
-        raise UsageError(
-            f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
-            "does not know: give the data, --calib DATA"
-        )
-    return statistics_for(model, plan, weights, asked.calibration, asked.statistics, exact)
+def _rewrite(model: Model, asked: Conversion, folder: Path) -> tuple[Model, tuple[Change, ...], Conversion]:
+    """The float model after the steps of the recipe, what they did, and what can be asked of that model."""
+    model, changes = prepare(model, asked.context(folder))
+    if asked.calibration is not None and any(each.done for each in changes):
+        # A cache belongs to the model that came in, and so can serve all recipes that leave it as it is.
+        asked = replace(asked, calibration=replace(asked.calibration, cache=None))
+    return model, changes, asked
 
 
-def _calibrated(model: Model, asked: Conversion, seen: Statistics | None, *, in_sequence: bool) -> tuple[str, ...]:
-    """How the methods came to know about activations."""
-    if not in_sequence and seen is not None:
-        return (_sampled(seen.samples, synthetic=seen.synthetic),)
-    return () if asked.calibration is None else _without_statistics(model, asked.calibration, in_sequence=in_sequence)
-
-
-def _as_it_came(decision: Decision, stored: Mapping[str, int]) -> Decision:
-    """A decision with the bytes that its weight took before any step."""
-    return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
+def _plan(rounded: Rounded, asked: Conversion) -> _Job:
+    """Decide what happens to each weight and to the cache, and how it is gone about."""
+    graph = rounded.model.ir
+    plan, weights = make_plan(graph, asked.recipe, asked.target, asked.selection)
+    return _Job(
+        asked=asked,
+        model=rounded.model,
+        plan=plan,
+        weights=weights,
+        activations=rounded.plan,
+        exact=rounded.exact,
+        cache=plan_cache(graph.graph, asked.recipe.cache),
+        in_sequence=_is_sequential(plan, asked),
+    )
 
 
 def _is_sequential(plan: Plan, asked: Conversion) -> bool:
@@ -233,11 +141,64 @@ def _is_sequential(plan: Plan, asked: Conversion) -> bool:
     return asked.calibration.cache is None and bool(needy(plan))
 
 
-def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callable[[str, int], None] | None:
-    """A progress that adds up."""
+def _calibrate(job: _Job) -> Statistics | None:
+    """What the methods want to know about activations, all of it on the float weights."""
+    asked, graph = job.asked, job.model.ir.graph
+    if asked.statistics is not None and job.exact and requests(job.plan, job.weights, graph):
+        raise UsageError(
+            f"the methods of recipe '{asked.recipe.name}' look at rounded activations, which a file of statistics "
+            "does not know: give the data, --calib DATA"
+        )
+    return statistics_for(job.model, job.plan, job.weights, asked.calibration, asked.statistics, job.exact)
+
+
+def _solve(job: _Job, statistics: Statistics | None, folder: Path) -> tuple[Solutions, tuple[Change, ...]]:
+    """All weights solved, on data layer by layer or on statistics; the model is corrected around them."""
+    asked = job.asked
+    corrections = Corrections(job.model, work_of(job.model.ir.graph, job.plan, job.weights), job.plan.correct)
+    how: Solving = {"non_finite": asked.recipe.non_finite, "device": asked.device, "threads": asked.threads}
+    kept = folder / "solutions" if asked.resume is None else Path(asked.resume)
+    if job.in_sequence and asked.calibration is not None:
+        solutions = solve_in_sequence(
+            job.model,
+            job.plan,
+            job.weights,
+            asked.calibration,
+            kept,
+            corrections=corrections,
+            rounded=job.exact,
+            **how,
+        )
+    else:
+        layers = Layers(Solutions(kept, {}), corrections, float_name=lambda name: job.exact.get(name, name), **how)
+        layers.finish(range(len(corrections.work)), statistics)
+        solutions = layers.solutions
+    corrections.apply()
+    return solutions, tuple(corrections.found.changes)
+
+
+def _pack(job: _Job, sink: Sink, statistics: Statistics | None, solutions: Solutions | None) -> list[Result]:
+    """Put quantized weights in the place of the float ones; they are solved first where they are not yet."""
+    return quantize_weights(
+        job.model.ir,
+        job.plan,
+        job.weights,
+        sink,
+        statistics=statistics,
+        solutions=solutions,
+        non_finite=job.asked.recipe.non_finite,
+        device=job.asked.device,
+        threads=job.asked.threads,
+        progress=_counted(job),
+    )
+
+
+def _counted(job: _Job) -> Callable[[str, int], None] | None:
+    """The caller's progress, which is told sums."""
+    progress = job.asked.progress
     if progress is None:
         return None
-    done, total = 0, sum(size for size, each in zip(sizes, plan, strict=True) if each.spec)
+    done, total = 0, sum(weight.size for weight, each in zip(job.weights, job.plan, strict=True) if each.spec)
 
     def advance(name: str, size: int) -> None:
         nonlocal done
@@ -247,12 +208,33 @@ def _counted(plan: Plan, sizes: list[int], progress: Progress | None) -> Callabl
     return advance
 
 
-def _without_statistics(model: Model, calibration: Calibration, *, in_sequence: bool) -> tuple[str, ...]:
-    """What data was good for where no statistics of the whole model came of it."""
-    if not in_sequence:
-        return ("no method of this recipe looks at activations: the data was not used",)
-    how = "layer by layer: each is calibrated behind the quantized layers before it"
-    return how, _sampled(calibration.batches(model).samples, synthetic=calibration.is_synthetic)
+def _finish(job: _Job) -> None:
+    """Add the functions that the nodes call, and raise the versions."""
+    graph = job.model.ir
+    if job.activations.sites and job.plan.target == "standard":
+        use_standard_pairs(graph)
+        finish(graph, STANDARD_OPSET, STANDARD_IR_VERSION)
+    finish(graph, job.plan.opset, job.plan.ir_version)
+
+
+def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
+    """A plan with the bytes that each weight took before any step."""
+
+    def as_it_came(decision: Decision) -> Decision:
+        return replace(decision, size_bytes=stored.get(decision.weight, decision.size_bytes))
+
+    return replace(plan, decisions=tuple(as_it_came(each) for each in plan))
+
+
+def _calibrated(job: _Job, seen: Statistics | None) -> tuple[str, ...]:
+    """How the methods came to know about activations, in sentences."""
+    calibration = job.asked.calibration
+    if job.in_sequence and calibration is not None:
+        how = "layer by layer: each is calibrated behind the quantized layers before it"
+        return how, _sampled(calibration.batches(job.model).samples, synthetic=calibration.is_synthetic)
+    if seen is not None:
+        return (_sampled(seen.samples, synthetic=seen.synthetic),)
+    return () if calibration is None else ("no method of this recipe looks at activations: the data was not used",)
 
 
 def _sampled(samples: int, *, synthetic: bool) -> str:

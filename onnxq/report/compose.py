@@ -9,7 +9,7 @@ from pathlib import Path
 from onnxq.analysis.execution import execution
 from onnxq.model.load import Model, Source
 from onnxq.model.versions import package_versions
-from onnxq.passes.convert import Conversion, Converted
+from onnxq.passes.conversion import Conversion, Converted
 from onnxq.passes.plan import Decision, Plan
 from onnxq.passes.quantize import Result
 from onnxq.passes.record import PassRecord
