@@ -57,7 +57,7 @@ class Conversion:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; at least one has to work")
         if self.calibration is not None and self.statistics is not None:
-            raise UsageError("give either calibration data or a file of statistics")
+            raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
         if self.resume is not None and self.sequential is False:
             raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
         if (self.sequential or self.resume is not None) and self.calibration is None:

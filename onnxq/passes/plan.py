@@ -13,6 +13,7 @@ from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.methods import outliers
 from onnxq.methods.solve.pb_llm import salient_count
+from onnxq.model.labels import Named
 from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
@@ -27,14 +28,10 @@ _ALL = Selection()
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Named):
     """What happens to one weight.
 
     Attributes:
-        weight: Name of the constant.
-        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
-        op: Type of the operator that reads it.
-        readers: Names of the nodes that read it.
         role: What it is for.
         shape: As the operators read it.
         size_bytes: Bytes in the file now.
@@ -44,10 +41,6 @@ class Decision:
         target: Where it goes: as the plan, or `native` where the model cannot have the opset of the plan's form.
     """
 
-    weight: str
-    label: str
-    op: str
-    readers: tuple[str, ...]
     role: Role
     shape: tuple[int, ...]
     size_bytes: int

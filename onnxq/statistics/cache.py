@@ -142,7 +142,9 @@ def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
     except DataError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"the file of statistics '{path}' is damaged: {error}; make it anew") from error
+        raise DataError(
+            f"'{path}' is no file of statistics, or damaged: {error}; make it with 'onnxq calibrate'"
+        ) from error
     for key, answer in statistics.answers.items():
         if not np.isfinite(answer).all():
             raise NonFiniteError(f"the {key.kind} of '{key.tensor}' in '{path}' holds NaN or Inf")

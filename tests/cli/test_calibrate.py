@@ -76,7 +76,7 @@ def test_data_for_a_recipe_that_needs_none_is_told(onnxq, model, data):
     [
         ([], 2, "gptq needs calibration data: --calib DATA, or --calib synthetic"),
         (["--calib", "nowhere.npz"], 7, "data file 'nowhere.npz' does not exist"),
-        (["--calib", "synthetic", "--stats", "s"], 2, "either calibration data or a file of statistics"),
+        (["--calib", "synthetic", "--stats", "s"], 2, "either calibration data (--calib) or a file of statistics"),
         (["--calib-cache", "c"], 2, "--calib-cache keeps what --calib finds"),
         (["--stats", "model.onnx"], 7, "damaged"),
         (["--stats", "nowhere"], 7, "there is no file of statistics 'nowhere'"),
