@@ -70,7 +70,7 @@ def solve(
             seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + cost.carried(values))[back]
             grid = clip.best_grid(seen[None], replace(spec, formats=[grid.format]), None, search, energy=costs, xp=xp)
     grid, codes, values = best.found
-    h = xp.asarray(curvature.damped(order, damping)) if sweeps else None
+    h = curvature.damped(order, damping, xp) if sweeps else None
     for _ in range(sweeps):
         grid = refine.fit_scales(ordered, grid.on(xp), codes, groups, h, spec, xp)
         codes, values = refine.descend(ordered, grid.on(xp), codes, groups, h, xp)

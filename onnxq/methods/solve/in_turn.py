@@ -8,13 +8,18 @@ fixed. On a GPU a block is one kernel (`in_turn.cu`), whose codes are those of n
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from onnxq.formats.base import Codes, Floats
 from onnxq.methods.grid import Grid
+from onnxq.methods.nearest import Table, kernel
 
 BLOCK = 64
 """Rows between two matrix products."""
+_THREADS = 32
 
 QuantizeRow = Callable[[int, Any], tuple[Any, Any]]
 """Codes and values of one row, by its number and what is to be rounded."""
@@ -37,6 +42,11 @@ class Rows:
         group, grid = self.groups[row], self.grid
         return grid.quantize(x, grid.scale[0, group], None if grid.zero_point is None else grid.zero_point[0, group])
 
+    @cached_property
+    def table(self) -> Table:
+        """By which a GPU rounds."""
+        return Table.of(self.grid.format)
+
 
 def round_block(
     target: Any, pull: Any, coupling: Any, quantize: QuantizeRow, first: int, xp: Any
@@ -52,7 +62,23 @@ def round_block(
         xp: Array module that computes.
     """
     codes, values = xp.empty(target.shape, xp.uint8), xp.empty_like(target)
+    if xp is not np and isinstance(quantize, Rows):
+        _on_gpu((target, pull, coupling), quantize, first, (codes, values), xp)
+        return codes, values
     for row in range(len(target)):
         codes[row], values[row] = quantize(first + row, target[row] + pull[row])
         pull[row + 1 :] += coupling[row, row + 1 :, None] * (target[row] - values[row])
     return codes, values
+
+
+def _on_gpu(block: tuple[Any, Any, Any], quantize: Rows, first: int, found: tuple[Any, Any], xp: Any) -> None:
+    """As `round_block`, into `found`, by one kernel that has a thread for each column."""
+    (n, columns), grid = block[0].shape, quantize.grid
+    scale = xp.ascontiguousarray(grid.scale[0])
+    zero = np.intp(0) if grid.zero_point is None else xp.ascontiguousarray(grid.zero_point[0])
+    groups = xp.asarray(quantize.groups[first : first + n], xp.int32)
+    laid = (scale, zero, np.int32(scale.shape[1]), groups)
+    table = (*quantize.table.on(xp), np.int32(len(quantize.table.codes)))
+    arrays = map(xp.ascontiguousarray, block)
+    arguments = (*arrays, np.int32(n), np.int32(columns), *laid, *table, *found)
+    kernel("round_block")((-(-columns // _THREADS),), (_THREADS,), arguments)
