@@ -200,8 +200,8 @@ def test_a_norm_takes_the_factors_for_all_layers_that_read_it(tmp_path):
 def test_layers_behind_a_norm_see_its_factors(monkeypatch):
     """In a run layer by layer, the correction is what the output shows: no mean is left, whatever came before."""
     model = net()
-    # Else weights too make up for what came before, by half.
-    monkeypatch.setattr(aqer, "SHARE", np.float32(0))
+    # Else weights and biases go half of the way to the float model.
+    monkeypatch.setattr(aqer, "SHARE", np.float32(1))
     made, report = converted(model, recipe("[norm, bias]", name="int5"))
     assert sum(each.done is not None for each in report.changes) == 5
     assert drift(model, made).max() < 1e-5
