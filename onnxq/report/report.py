@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.model.labels import Named
+from onnxq.model.named import Named
 from onnxq.model.replacing import replacing
 from onnxq.passes.record import PassRecord
 from onnxq.passes.step import Change
