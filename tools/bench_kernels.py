@@ -44,8 +44,7 @@ class Others:
         """Time them all for so many rows of x."""
         for M in rows:
             x = weight.activations(M)
-            y = torch.empty(M, self.N, dtype=x.dtype, device="cuda")
-            self.known[M] = {"cublas_us": weight.cublas_seconds(x, y) * 1e6}
+            self.known[M] = {"cublas_us": weight.cublas_seconds(x) * 1e6}
         for name, operator in (("ort_us", "MatMul"), ("ort_4bit_us", "MatMulNBits")):
             own = Own(operator, self.N, self.K)
             for M in rows:
@@ -58,9 +57,9 @@ def line(weight: Product, M: int, others: dict[str, float]) -> dict[str, object]
     """Check and time one product."""
     operand, N, K = weight.operand, weight.N, weight.K
     x = weight.activations(M)
-    y = torch.empty(M, N, dtype=x.dtype, device="cuda")
+    y = torch.empty(M, weight.columns, dtype=x.dtype, device="cuda")
     configuration = choose(operand, M, N, K)
-    error = weight.error(configuration, x, x.double() @ weight.dense())
+    error = weight.error(configuration, x, weight.expected(x))
     guess = max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14)
     run = partial(weight.run, configuration, x, y)
     us = seconds_each(run, calls_for(guess, weight.copies), weight.copies) * 1e6

@@ -20,6 +20,7 @@ from onnx import helper, numpy_helper
 
 import onnxq
 from onnxq.formats import get_format
+from onnxq.formats.tiled import TILED_VERSION
 from onnxq.functions import functions, operator_suffix
 from onnxq.runtime.cuda.configuration import Operand
 from onnxq.runtime.cuda.table import choose
@@ -42,7 +43,12 @@ def model(products: list[Product]) -> bytes:
         packed = each.packed[0].cpu().numpy().reshape(each.N // 16, each.K // 128, operand.unit_bytes)
         for key, array in (("p", packed), ("s", each.scale.cpu().numpy())):
             tensors.append(numpy_helper.from_array(array, f"{key}{layer}"))
-        attributes = {"shape": [each.K, each.N], "block_size": operand.group or each.K, "dtype": 10, "layout": 1}
+        attributes = {
+            "shape": [each.K, each.N],
+            "block_size": operand.group or each.K,
+            "dtype": 10,
+            "layout": TILED_VERSION,
+        }
         inputs = [f"x{layer}", f"p{layer}", f"s{layer}"]
         nodes.append(helper.make_node(name, inputs, [f"x{layer + 1}"], domain="onnxq", **attributes))
     ends = ((f"x{0}", products[0].K), (f"x{len(products)}", products[-1].N))

@@ -35,6 +35,19 @@ class Product:
         self.dense_copies = int(ROTATION_BYTES // (2 * N * K)) + 2
 
     @property
+    def columns(self) -> int:
+        """Columns of the result: half of those of W where it is gated."""
+        return self.N // 2 if self.operand.gates_itself else self.N
+
+    def expected(self, x: torch.Tensor) -> torch.Tensor:
+        """float64 [M, columns]: the result for the first copy's weights."""
+        product = x.double() @ self.dense()
+        if not self.operand.gates_itself:
+            return product
+        gate, up = product.unflatten(1, (-1, 2, 16)).unbind(2)
+        return (torch.nn.functional.silu(gate) * up).flatten(1)
+
+    @property
     def limit_seconds(self) -> float:
         """Time to read the weights once."""
         return self.weight_bytes / READ_BYTES_PER_SECOND
@@ -62,8 +75,9 @@ class Product:
             self.values = values * self.scale.double()[rows]
         return self.values
 
-    def cublas_seconds(self, x: torch.Tensor, y: torch.Tensor) -> float:
-        """Time of the same product with a dense 16-bit weight through PyTorch."""
+    def cublas_seconds(self, x: torch.Tensor) -> float:
+        """Time of the product with a dense 16-bit weight through PyTorch."""
+        y = torch.empty(x.shape[0], self.N, dtype=x.dtype, device="cuda")
         guess = max(2 * self.N * self.K / READ_BYTES_PER_SECOND, 2 * x.shape[0] * self.N * self.K / 7e14)
         count = calls_for(guess, self.dense_copies)
         return seconds_each(lambda copy: torch.mm(x, self.halves[copy].t(), out=y), count, self.dense_copies)
@@ -88,7 +102,7 @@ class Product:
         """||y - reference|| / ||reference||, from a poisoned y; infinite where a second run differs in one bit."""
         results = []
         for _ in range(2):
-            y = torch.full((x.shape[0], self.N), float("nan"), dtype=x.dtype, device="cuda")
+            y = torch.full((x.shape[0], self.columns), float("nan"), dtype=x.dtype, device="cuda")
             self.run(configuration, x, y)
             results.append(y)
         if not torch.equal(*results):

@@ -2,8 +2,8 @@
 
 python tools/sweep_kernels.py OUT.json fp6_e3m2:4096x4096:8,16 int4/128:28672x8192:16 [--most 60] [--seconds 300]
 
-A product is format[/group]:NxK:M[,M...]. In a model most products follow another kernel, so that they cannot start
-early; `--between` puts one before each product.
+A product is format[/group][+gate]:NxK:M[,M...]; with `+gate`, strips of W are gate and up in turn. In a model most
+products follow another kernel, so that they cannot start early; `--between` puts one before each product.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from gpu_products import Product, calls_for, seconds_each
 
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
-from onnxq.runtime.cuda.table import choose
+from onnxq.runtime.cuda.table import choose, serves
 
 _WARM_SECONDS = 0.003  # one candidate after the other keeps the clocks up
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
@@ -32,7 +32,9 @@ MULTIPROCESSORS = 132
 def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
     """Candidates of matmul_stream: blocks of a few strips of 16 columns, or of so many that whole waves are filled."""
     nt = max(1, 1 << max(0, (min(M, 64) - 1).bit_length() - 3))
-    for split, wk, rw in product((1, 2), (2, 4, 8), (1, 2, 3, 4, 7)):
+    for split, wk, rw in product((1, 2, 4), (1, 2, 4, 8), (1, 2, 3, 4, 7)):
+        if rw * nt > (16 if operand.group else 32):  # sums that registers have no room for
+            continue
         strips = {-(-N * split // 16 // (MULTIPROCESSORS * waves)) for waves in (1, 2)} | {2, 4}
         for wr in sorted({each // rw for each in strips if each % rw == 0}):
             blocks, deep = -(-N // (16 * rw * wr)) * split, -(-K // 128 // wk // split)
@@ -83,6 +85,7 @@ def candidates(operand: Operand, M: int, N: int, K: int, most: int) -> list[Conf
         found += streams(operand, M, N, K)
     if M >= 16:
         found += tiles(operand, M, N, K)
+    found = [each for each in found if serves(each, operand)]
     known = choose(operand, M, N, K)
     return [known, *random.Random(0).sample(found, min(most, len(found)))]  # noqa: S311 a choice of what to try
 
@@ -99,9 +102,10 @@ def compile_one(operand: Operand, configuration: Configuration) -> str:
 def parsed(text: str) -> list[tuple[Operand, int, int, int]]:
     """The products that an argument names: operand, N, K, M."""
     kind, shape, rows = text.split(":")
+    kind, _, gate = kind.partition("+")
     fmt, _, group = kind.partition("/")
     N, K = (int(each) for each in shape.split("x"))
-    operand = Operand(fmt, group=int(group or 0), zero=fmt.startswith("uint"))
+    operand = Operand(fmt, group=int(group or 0), zero=fmt.startswith("uint"), gated=gate == "gate")
     return [(operand, N, K, int(M)) for M in rows.split(",")]
 
 
@@ -111,8 +115,8 @@ def timed(
     """Check and time the candidates for a product, print the fastest."""
     operand, N, K = weight.operand, weight.N, weight.K
     x = weight.activations(M)
-    y = torch.empty(M, N, dtype=x.dtype, device="cuda")
-    reference = x.double() @ weight.dense()
+    y = torch.empty(M, weight.columns, dtype=x.dtype, device="cuda")
+    reference = weight.expected(x)
     count = calls_for(max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14), weight.copies)
     rows = []
     source = torch.empty_like(x)
@@ -143,7 +147,7 @@ def timed(
     known = next((row for row in rows if row["configuration"] == repr(configurations[0])), None)
     rows.sort(key=lambda row: row["us"])
     wrong = [row for row in rows if not row["error"] < 1e-3]
-    limit, cublas = weight.limit_seconds * 1e6, weight.cublas_seconds(x, y) * 1e6
+    limit, cublas = weight.limit_seconds * 1e6, weight.cublas_seconds(x) * 1e6
     tried = f"{len(rows)} of {len(configurations)} tried, {len(wrong)} wrong"
     print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, cuBLAS {cublas:.2f} us, {tried}")
     for row in [*([known] if known else []), *rows[:5], *wrong[:3]]:

@@ -1,4 +1,4 @@
-// Shared by all kernels: the packed layout `tiled1` and its decoding, and thin wrappers around PTX.
+// Shared by all kernels: the packed layout `tiled2` and its decoding, and thin wrappers around PTX.
 // A kernel is compiled once a configuration; these macros choose it (docs/gpu_kernels.md has the table):
 //   FORMAT   0 FP6 E3M2, 1 FP6 E2M3, 2 FP4 E2M1, 3 INT4, 4 UINT4
 //   BF16     1: activations and results are bfloat16, 0: float16
@@ -6,6 +6,7 @@
 //   GROUP    rows of K that share a scale: 0 for all of them, 16, 32, 64, or a multiple of 128
 //   ZERO     1: integers have zero points, codes of one byte that lie as the scales do
 //   WIDE     1: results are float32
+//   GATED    1: strips of 16 columns of W are gate and up in turn; results are silu(gate) * up, half as many columns
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
@@ -40,7 +41,7 @@ __device__ __forceinline__ void from_float(float& y, float x) { y = x; }
 __device__ __forceinline__ void from_float(__half& y, float x) { y = __float2half_rn(x); }
 __device__ __forceinline__ void from_float(__nv_bfloat16& y, float x) { y = __float2bfloat16_rn(x); }
 
-// A unit is 16 rows of N by 128 of K: 512 bytes of two-bit plane (six-bit formats only), then 1024 of four-bit plane.
+// A unit is 16 rows of N by 128 of K: two or three planes of 512 bytes, in each of which a lane has four words.
 constexpr bool SIX = FORMAT < 2;
 constexpr int UNIT = SIX ? 1536 : 1024;
 // Scales within a unit along K, and units along K that share one.
@@ -53,20 +54,13 @@ constexpr float FACTOR = BF16 || FORMAT >= 3 ? 1.f : FORMAT == 0 ? 4096.f : 1638
 constexpr u32 FACTOR_PAIR = FORMAT == 0 ? 0x6c006c00u : 0x74007400u;  // the same, twice, in fp16
 
 struct Raw {  // what one lane holds of a unit: 64 weights
-  u32 low[8];
-#if FORMAT < 2
-  u32 high[4];
-#endif
+  u32 word[SIX ? 3 : 2][4];
 };
 
 __device__ __forceinline__ void load_raw(Raw& raw, const u8* unit, int lane) {
-  const uint4* p = reinterpret_cast<const uint4*>(unit) + lane;
-#if FORMAT < 2
-  *reinterpret_cast<uint4*>(raw.high) = p[0];
-  p += 32;
-#endif
-  *reinterpret_cast<uint4*>(raw.low) = p[0];
-  *reinterpret_cast<uint4*>(raw.low + 4) = p[32];
+  const uint4* plane = reinterpret_cast<const uint4*>(unit) + lane;
+#pragma unroll
+  for (int i = 0; i < UNIT / 512; i++) *reinterpret_cast<uint4*>(raw.word[i]) = plane[32 * i];
 }
 
 // Bits of `one` where `mask` has them, of `other` elsewhere; and bits of `x` under `mask`, some flipped: an instruction each, of which nvcc
@@ -118,28 +112,44 @@ __device__ __forceinline__ Minus minus_of(u32 zero0, u32 zero1) {
   return m;
 }
 
-// Where a minifloat lies in the upper byte of a half word: its sign in bit 15, exponent and mantissa in FIELD << SHIFT.
-constexpr int SHIFT = BF16 ? FORMAT == 1 ? 4 : 3 : FORMAT == 1 ? 1 : 0;
+// A pair of minifloats as they come out of their words, with other bits around: fp16 after one mask, where the sign is bit 15 and exponent and
+// mantissa begin at bit 12 - EARLY. bfloat16 has them further down.
+constexpr int EARLY = FORMAT == 1 ? 1 : 0, LATER = BF16 ? 3 : 0;
 constexpr u32 SIGN = 0x80008000u;
-constexpr u32 FIELD = (FORMAT == 2 ? 0x0e000e00u : 0x1f001f00u) >> SHIFT;
-// Pairs of 16-bit values from four weights a word, a byte each: of the upper bytes of the half words, and of the lower ones.
+constexpr u32 FIELD = (FORMAT == 2 ? 0x0e000e00u : 0x1f001f00u) >> (EARLY + LATER);
+__device__ __forceinline__ u32 pair_from(u32 bits) {
+#if BF16
+  return times_pair((bits & SIGN) | ((bits >> LATER) & FIELD), FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u);
+#else
+  return bits & (SIGN | FIELD);
+#endif
+}
+// The pairs in a word of four weights: a byte each, except that two of E2M3 share a half word.
 __device__ __forceinline__ void pairs_of(u32 four, u32& upper, u32& lower) {
-  upper = SHIFT ? (four & SIGN) | ((four >> SHIFT) & FIELD) : four & (SIGN | FIELD);
-  lower = SHIFT ? ((four << 8) & SIGN) | ((four << (8 - SHIFT)) & FIELD) : (four << 8) & (SIGN | FIELD);
-  if (BF16) {
-    constexpr u32 factor = FORMAT == 0 ? 0x7d807d80u : 0x7e807e80u;
-    upper = times_pair(upper, factor), lower = times_pair(lower, factor);
-  }
+#if FORMAT == 1
+  upper = pair_from(four ^ (four << 1)), lower = pair_from(__byte_perm(four, 0, 0x2301));
+#else
+  upper = pair_from(four), lower = pair_from(four << 8);
+#endif
 }
 
 // The A fragment of step `j` (16 of the 128 k): a[0] row g, a[1] row g + 8, a[2] and a[3] the same, 8 further in k.
 __device__ __forceinline__ void decode(const Raw& raw, int j, u32* a, const Minus& minus) {
-  const u32 x = raw.low[j];
 #if FORMAT < 2
-  const u32 h = raw.high[j >> 1];
-  pairs_of(choose_bits(0x0f0f0f0fu, x, j & 1 ? h << 2 : h), a[0], a[1]);
-  pairs_of(choose_bits(0x0f0f0f0fu, x >> 4, j & 1 ? __funnelshift_r(h, h, 2) : h << 4), a[2], a[3]);
-#elif FORMAT == 2
+  const u32 w0 = raw.word[0][j / 2], w1 = raw.word[1][j / 2], w2 = raw.word[2][j / 2];
+  if (j % 2 == 0) {
+    pairs_of(w0, a[0], a[1]);
+    pairs_of(w1, a[2], a[3]);
+  } else {  // the last four weights fill the two bits that each byte of the others leaves
+    pairs_of(w2, a[0], a[1]);
+    const u32 turned = FORMAT == 0 ? __funnelshift_l(w2, w2, 2) : w2 << 2;
+    const u32 others = choose_bits(FORMAT == 0 ? 0x06060606u : 0x03030303u, w1 >> 4, turned);
+    const u32 four = choose_bits(FORMAT == 0 ? 0x18181818u : 0x0c0c0c0cu, w0 >> 2, others);
+    pairs_of(four, a[2], a[3]);
+  }
+#else
+  const u32 x = raw.word[j / 4][j % 4];
+#if FORMAT == 2
   pairs_of(x, a[0], a[1]);
   pairs_of(choose_bits(0x80808080u, x << 7, x >> 3), a[2], a[3]);
 #else
@@ -159,6 +169,7 @@ __device__ __forceinline__ void decode(const Raw& raw, int j, u32* a, const Minu
     asm("fma.rn.f16x2 %0, %1, %2, %3;"
         : "=r"(a[i + 2]) : "r"(mask_and_flip(n[i], 0x00f000f0u, far)), "r"(0x2c002c00u), "r"(minus.far[i]));
   }
+#endif
 #endif
 #endif
 }
@@ -251,16 +262,21 @@ __device__ __forceinline__ void load_factors(float* factors, const Scale* scale,
 template <int Bytes> struct FourOf { using Type = uint2; };
 template <> struct FourOf<4> { using Type = uint4; };
 
+__device__ __forceinline__ float gated(float gate, float up) { return gate / (1.f + __expf(-gate)) * up; }
+
+// Columns of W that make one column of y.
+constexpr int WAYS = GATED ? 2 : 1;
+
 // Sum what the Parts groups of warps of each of the SPLIT blocks of a cluster left in `sums` [Parts][Columns][Rows + 4], in a
-// fixed order, and write Rows x columns results to y[column * N + row]. Every thread of every block of the cluster calls it.
+// fixed order, and write the results of Rows x columns sums to y[M, N / WAYS], from its row m0 and the column of strip0 on. Every
+// thread of every block of the cluster calls it.
 template <int Rows, int Parts, int Columns>
-__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Result* y, int columns, int rows,
-                                                 int N) {
-  constexpr int PITCH = Rows + 4;
+__device__ __forceinline__ void reduce_and_store(const float* sums, const float* factors, int rank, Result* y, int m0, int strip0,
+                                                 int columns, int rows, int N) {
+  constexpr int PITCH = Rows + 4, FOURS = Rows / 4 / WAYS;
+  static_assert(Rows % (16 * WAYS) == 0, "a block has the gates of all that it has");
   cluster_sync();
-  for (int i = rank * blockDim.x + threadIdx.x; i < columns * (Rows / 4); i += blockDim.x * SPLIT) {
-    const int row = i % (Rows / 4) * 4, column = i / (Rows / 4);
-    if (row >= rows) continue;
+  auto result = [&](int row, int column) {
     float4 sum = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
     for (int r = 0; r < SPLIT; r++) {
@@ -274,13 +290,24 @@ __device__ __forceinline__ void reduce_and_store(const float* sums, const float*
       }
     }
     const float4 times = *reinterpret_cast<const float4*>(factors + row), plus = *reinterpret_cast<const float4*>(factors + Rows + row);
+    return make_float4(sum.x * times.x + plus.x, sum.y * times.y + plus.y, sum.z * times.z + plus.z, sum.w * times.w + plus.w);
+  };
+  for (int i = rank * blockDim.x + threadIdx.x; i < columns * FOURS; i += blockDim.x * SPLIT) {
+    const int to = i % FOURS * 4, column = i / FOURS, row = GATED ? to / 16 * 32 + to % 16 : to;
+    if (row >= rows) continue;
+    float4 four = result(row, column);
+#if GATED
+    const float4 up = result(row + 16, column);
+    four = make_float4(gated(four.x, up.x), gated(four.y, up.y), gated(four.z, up.z), gated(four.w, up.w));
+#endif
     alignas(16) Result out[4];
-    from_float(out[0], sum.x * times.x + plus.x);
-    from_float(out[1], sum.y * times.y + plus.y);
-    from_float(out[2], sum.z * times.z + plus.z);
-    from_float(out[3], sum.w * times.w + plus.w);
+    from_float(out[0], four.x);
+    from_float(out[1], four.y);
+    from_float(out[2], four.z);
+    from_float(out[3], four.w);
     using Four = typename FourOf<sizeof(Result)>::Type;
-    *reinterpret_cast<Four*>(y + static_cast<size_t>(column) * N + row) = *reinterpret_cast<Four*>(out);
+    *reinterpret_cast<Four*>(y + static_cast<size_t>(m0 + column) * (N / WAYS) + strip0 * (16 / WAYS) + to) =
+        *reinterpret_cast<Four*>(out);
   }
   if constexpr (SPLIT > 1) cluster_sync();  // no block may leave while another reads its sums
 }

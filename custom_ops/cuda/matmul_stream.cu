@@ -9,7 +9,7 @@
 //            AHEAD (1: decode the weights of a stage before its activations are there, and so before the kernel before is done; takes
 //            32 * RW registers)
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))
-//   block    32 * (WR * WK + 1)     shared bytes  see `bytes` below
+//   block    THREADS     shared bytes  see `bytes` below
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
@@ -17,7 +17,11 @@
 //   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
-constexpr int WARPS = WR * WK, STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
+// Two warpgroups with many sums take the registers of a third, which copies: nine warps would be given as many as twelve.
+constexpr int WARPS = WR * WK;
+constexpr bool HAND_OVER = WARPS == 8 && RW * NT >= 14;
+constexpr int THREADS = HAND_OVER ? 384 : 32 * (WARPS + 1), REGISTERS = 232, COPY_REGISTERS = 40;
+constexpr int STRIPS = RW * WR, ROWS = 16 * STRIPS, COLUMNS = 8 * NT;
 // x lies in lines of 64 k, [slab of 64 k][row]. There is room for the lines past the last row that ldmatrix reads.
 constexpr int X_BYTES = (X_ROWS * (2 * WK - 1) + COLUMNS) * 128, W_BYTES = STRIPS * WK * UNIT;
 // Scales of a stage come in one box where each unit has its own, which must start at a multiple of 128 bytes, else in one a unit.
@@ -43,7 +47,7 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 address) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(32 * (WARPS + 1), 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
@@ -75,8 +79,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   }
   __syncthreads();
 
-  float acc[CHAINS][RW][NT][4] = {};
-  if (warp == WARPS) {
+  float* sums = reinterpret_cast<float*>(ring);
+  if (warp >= WARPS) {
+    if constexpr (HAND_OVER) asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COPY_REGISTERS));
+    if (warp == WARPS) {
     const u64 once = stream_once();
     auto copy_weights = [&](int i) {
       u8* stage = ring + i % STAGES * STAGE + X_BYTES;
@@ -124,9 +130,13 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       copy_scales(i);
       copy_activations(i);
     }
+    }
+    __syncthreads();
   } else {
+    if constexpr (HAND_OVER) asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
     load_factors<ROWS, 32 * WARPS>(factors, GROUP ? nullptr : scale + strip0 * 16, bias == nullptr ? nullptr : bias + strip0 * 16,
                                    strips * 16);
+    float acc[CHAINS][RW][NT][4] = {};
     const int wr = warp / WK, wk = warp % WK;
     const int b_row = NT == 1 ? lane & 7 : (lane & 7) + (lane >> 4) * 8;
     const int b_piece = NT == 1 ? lane >> 3 : (lane >> 3) & 1;
@@ -225,12 +235,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       __syncwarp();
       barrier_arrive(empty + i % STAGES);
     }
-  }
-  __syncthreads();  // the ring is free: sums go where it was
-
-  float* sums = reinterpret_cast<float*>(ring);
-  if (warp < WARPS) {
-    const int wr = warp / WK, wk = warp % WK;
+    __syncthreads();  // the ring is free: sums go where it was
 #pragma unroll
     for (int r = 0; r < RW; r++) {
 #pragma unroll
@@ -243,5 +248,5 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       }
     }
   }
-  reduce_and_store<ROWS, WK, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  reduce_and_store<ROWS, WK, COLUMNS>(sums, factors, rank, y, m0, strip0, columns, strips * 16, N);
 }

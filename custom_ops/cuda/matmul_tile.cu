@@ -126,7 +126,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
 #pragma unroll
       for (int b = 0; b < MB; b++)
         load_raw(raw[b], stage + X_BYTES + ((warpgroup * MB + b) * 4 + warp) * UNIT, lane);
-      const u32 xs = smem(stage);
+      const u32 tile_x = wgmma_b(smem(stage));
 #pragma unroll
       for (int j0 = 0; j0 < 8; j0 += STEPS) {
         auto& now = a[j0 / STEPS & 1];
@@ -157,11 +157,14 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
 #endif
           }
         }
+        // Complete before the products begin: what ptxas moves between them, it makes each wait for (C7519).
+#pragma unroll
+        for (int e = 0; e < STEPS * MB * 4; e++) asm volatile("" : "+r"(now[e / (MB * 4)][e / 4 % MB][e % 4]));
         wgmma_fence();
 #pragma unroll
         for (int s = 0; s < STEPS; s++) {
           const int j = j0 + s;
-          const u64 tile_b = wgmma_b(xs + (j >> 2) * COLUMNS * 128 + (j & 3) * 32);
+          const u64 tile_b = wgmma_b_at(tile_x, (j >> 2) * COLUMNS * 128 + (j & 3) * 32);
 #pragma unroll
           for (int b = 0; b < MB; b++)
             Wgmma<COLUMNS>::run(part[b], now[s][b], tile_b, !SUMS ? i > 0 || j > 0 : j % (8 / SUB) != 0);
@@ -203,5 +206,5 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
       }
     }
   }
-  reduce_and_store<ROWS, 1, COLUMNS>(sums, factors, rank, y + static_cast<size_t>(m0) * N + strip0 * 16, columns, strips * 16, N);
+  reduce_and_store<ROWS, 1, COLUMNS>(sums, factors, rank, y, m0, strip0, columns, strips * 16, N);
 }

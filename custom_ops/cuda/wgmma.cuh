@@ -70,7 +70,7 @@ __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_grou
 template <int N> __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
 }
-// B tile of 64 k: rows of 128 bytes, eight rows a swizzle atom of 1024 bytes, 1024-aligned.
-__device__ __forceinline__ u64 wgmma_b(u32 address) {
-  return static_cast<u64>((address & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
-}
+// B tile of 64 k: rows of 128 bytes, eight rows a swizzle atom of 1024 bytes, 1024-aligned. The lower half of what describes it, and all
+// of what describes the one so many bytes further.
+__device__ __forceinline__ u32 wgmma_b(u32 address) { return (address & 0x3ffff) >> 4 | 1u << 16; }
+__device__ __forceinline__ u64 wgmma_b_at(u32 first, u32 bytes) { return first + bytes / 16 | 64ull << 32 | 1ull << 62; }

@@ -27,12 +27,12 @@ struct Kernels {
   Kernel each[kMax];  // by growing max_rows
   int32_t count;
   void* split_float32;  // CUfunctions of pieces.cu; null unless x is float32
-  void* sum_pieces;
+  void* sum_pieces;     // or gate_pieces
 
   const Kernel* for_rows(int64_t rows) const;
 };
 
-// A weight in the layout `tiled1`, on the GPU.
+// A weight in the layout `tiled2`, on the GPU.
 struct Weight {
   int64_t K, N;
   int32_t unit_bytes;   // of 16 x 128 packed weights

@@ -22,7 +22,7 @@ OrtStatus* infer_shape(const OrtCustomOp* custom, OrtShapeInferContext* context)
       api.ignore(status);
       return nullptr;
     }
-    result.dims[result.rank - 1] = weight.dims[1];
+    result.dims[result.rank - 1] = op.result_columns(weight.dims[1]);
     names[result.rank - 1] = "";
   }
   for (size_t axis = 0; axis < result.rank; ++axis) {

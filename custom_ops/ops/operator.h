@@ -6,11 +6,11 @@
 
 namespace onnxq {
 
-enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul, kTiledLinear };
+enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul, kTiledLinear, kTiledSwiGLU };
 
 // One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]),
 // Linear<F>(x, packed, scale[, zero_point], bias) or Dequantize<F>(packed, scale[, zero_point]); on a GPU
-// MatMul<F>Tiled and Linear<F>Tiled with the same inputs.
+// MatMul<F>Tiled and Linear<F>Tiled with the same inputs, and SwiGLU<F>Tiled with those of the first.
 struct Operator : OrtCustomOp {
   static constexpr size_t kMaxName = 40;
 
@@ -25,7 +25,9 @@ struct Operator : OrtCustomOp {
   size_t packed_index() const { return is_product() ? 1 : 0; }
   size_t bias_index() const { return packed_index() + (asymmetric ? 3 : 2); }
   constexpr bool has_bias() const { return family == Family::kLinear || family == Family::kTiledLinear; }
-  constexpr bool is_tiled() const { return family == Family::kTiledMatMul || family == Family::kTiledLinear; }
+  constexpr bool is_tiled() const { return family >= Family::kTiledMatMul; }
+  constexpr bool is_gated() const { return family == Family::kTiledSwiGLU; }
+  int64_t result_columns(int64_t columns) const { return is_gated() ? columns / 2 : columns; }
   size_t input_count() const { return bias_index() + (has_bias() ? 1 : 0); }
 };
 

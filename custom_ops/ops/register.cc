@@ -80,6 +80,7 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.GetEndVersion = get_end_version;
   size_t end = append(made.name, 0,
                       family == Family::kDequantize ? "Dequantize"
+                      : made.is_gated()             ? "SwiGLU"
                       : made.has_bias()             ? "Linear"
                                                     : "MatMul");
   end = append(made.name, end, format.name);
@@ -124,6 +125,7 @@ constexpr Operators<Family::kLinear, kFormatCount, true> kRoundingLinears;
 constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
 constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
 constexpr Operators<Family::kTiledLinear, kTiledFormatCount> kTiledLinears;
+constexpr Operators<Family::kTiledSwiGLU, kTiledFormatCount> kTiledSwiGLUs;
 
 std::atomic<OrtApi> g_table{nullptr};
 // What a session asked for; the first two together as well.
@@ -145,6 +147,7 @@ OrtStatus* get_domain(const Api& api, int choice, OrtCustomOpDomain** domain) {
   if (choice == kCuda) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledLinears, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledSwiGLUs, *domain));
   } else if (choice & kRoundingProducts) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingLinears, *domain));
@@ -200,6 +203,7 @@ ONNXQ_EXPORT const char* OnnxqLinears() { return onnxq::kLinears.names; }
 ONNXQ_EXPORT const char* OnnxqDequantizes() { return onnxq::kDequantizes.names; }
 ONNXQ_EXPORT const char* OnnxqCudaMatMuls() { return onnxq::kTiledMatMuls.names; }
 ONNXQ_EXPORT const char* OnnxqCudaLinears() { return onnxq::kTiledLinears.names; }
+ONNXQ_EXPORT const char* OnnxqCudaSwiGLUs() { return onnxq::kTiledSwiGLUs.names; }
 
 // Who compiles kernels for sessions on CUDA.
 ONNXQ_EXPORT void OnnxqSetCompiler(onnxq::Compiler compiler) { onnxq::set_compiler(compiler); }

@@ -8,7 +8,7 @@ namespace {
 
 std::atomic<Compiler> g_compiler{nullptr};
 
-constexpr int64_t kLayout = 1;  // `tiled1`
+constexpr int64_t kLayout = 2;  // `tiled2`
 constexpr int64_t kUnitK = 128, kUnitN = 16;
 constexpr int kPieces = 3;  // bfloat16 that add up to a float32
 
@@ -36,7 +36,7 @@ OrtStatus* check(const TiledKernel& kernel, const char* what, const OrtValue* va
   char has[160], wants[160];
   write_shape(shape, has, sizeof has);
   write_shape(wanted, wants, sizeof wants);
-  return kernel.invalid("%s has shape %s; a weight [%lld, %lld] in the layout tiled1 with blocks of %lld has %s", what,
+  return kernel.invalid("%s has shape %s; a weight [%lld, %lld] in the layout tiled2 with blocks of %lld has %s", what,
                         has, static_cast<long long>(K(kernel)), static_cast<long long>(N(kernel)),
                         static_cast<long long>(kernel.block_size), wants);
 }
@@ -66,17 +66,21 @@ OrtStatus* read_tiled_attributes(const OrtKernelInfo* info, TiledKernel* kernel)
     return kernel->invalid("attribute layout, an integer, is missing");
   }
   if (layout != kLayout) {
-    return kernel->invalid("attribute layout is %lld; this version of onnxq knows 1 (tiled1)",
+    return kernel->invalid("attribute layout is %lld; this version of onnxq knows 2 (tiled2)",
                            static_cast<long long>(layout));
   }
   const int64_t k = K(*kernel), n = N(*kernel), block = kernel->block_size;
   if (k == 0 || n == 0 || k % kUnitK || n % kUnitN) {
-    return kernel->invalid("attribute shape is [%lld, %lld]; the layout tiled1 has K in units of 128, N in units of 16",
+    return kernel->invalid("attribute shape is [%lld, %lld]; the layout tiled2 has K in units of 128, N in units of 16",
                            static_cast<long long>(k), static_cast<long long>(n));
   }
   if (block < k && block != 16 && block != 32 && block != 64 && block % kUnitK) {
     return kernel->invalid("attribute block_size is %lld; the GPU kernels take 16, 32, 64, a multiple of 128, or K",
                            static_cast<long long>(block));
+  }
+  if (kernel->op->is_gated() && n % (2 * kUnitN)) {
+    return kernel->invalid("attribute shape is [%lld, %lld]; gate and up have as many columns each, in units of 16",
+                           static_cast<long long>(k), static_cast<long long>(n));
   }
   gpu::Weight& weight = kernel->weight;
   weight.K = k;
@@ -113,6 +117,7 @@ OrtStatus* compile(TiledKernel* kernel, int32_t device) {
                         kernel->scale_type,
                         kernel->weight.group,
                         kernel->weight.zero_points,
+                        op.is_gated(),
                         kernel->weight.K,
                         kernel->weight.N};
   char message[320] = "";
@@ -217,7 +222,7 @@ OrtStatus* compute_tiled(void* self, OrtKernelContext* context) {
   rows.x = data;
   rows.M = shape.elements();
   rows.early = kernel.constant;
-  shape.dims[shape.rank - 1] = weight.N;
+  shape.dims[shape.rank - 1] = kernel.op->result_columns(weight.N);
   ONNXQ_RETURN_IF_ERROR(api.output(context, 0, shape, &rows.y));
   if (rows.M == 0) return nullptr;
   ONNXQ_RETURN_IF_ERROR(api.gpu_stream(context, &rows.stream));

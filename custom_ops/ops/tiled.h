@@ -1,4 +1,4 @@
-// MatMul<F>Tiled on CUDA: a weight in the layout `tiled1`, multiplied by kernels that somebody else compiled.
+// MatMul<F>Tiled and its relatives on CUDA: a weight in the layout `tiled2`, multiplied by kernels that somebody else compiled.
 #pragma once
 
 #include "../gpu/product.h"
@@ -14,6 +14,7 @@ struct Request {
   ElementType scale_type;
   int32_t group;
   int32_t zero_points;
+  int32_t gated;  // strips of 16 columns are gate and up in turn
   int64_t K, N;
 };
 

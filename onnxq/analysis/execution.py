@@ -19,7 +19,7 @@ from onnxq.runtime.session import INT8_LEVEL
 
 # The level at which onnxruntime runs a matmul it fused itself, unless the session says otherwise (seen in 1.31.1).
 DEFAULT_ACCURACY_LEVEL = 4
-_PRODUCTS = ("MatMul", "Linear")
+_PRODUCTS = ("MatMul", "Linear", "SwiGLU")
 # Operators that find the scales of rows, for others that round.
 _OF_ROWS = ("RowScale", "RowRange")
 

@@ -19,7 +19,7 @@ from onnxq.model.scopes import nodes
 _FORMATS = {kind.onnx_type: kind for kind in NAMED_FORMATS.values() if kind.onnx_type}
 _SCALES = {ir.DataType.from_numpy(kind.dtype): kind.name for kind in SCALE_TYPES.values()}
 # Codes in the layout of a kernel are as many as without it.
-_OWN = re.compile(r"(Dequantize|MatMul|Linear)(.+?)(?:Tiled)?(Asymmetric)?")
+_OWN = re.compile(r"(Dequantize|MatMul|Linear|SwiGLU)(.+?)(?:Tiled)?(Asymmetric)?")
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,35 @@
-"""The layout `tiled1` that the GPU kernels read: four- and six-bit codes in the order of tensor-core fragments.
+"""The layout `tiled2` that the GPU kernels read: four- and six-bit codes in the order of tensor-core fragments.
 
 A unit holds 16 columns n of the weight [K, N] by 128 rows k, for the 32 lanes of a warp: lane 4g + t has n = g and
 g + 8, and of each 16 k those at 2t, 2t + 1, 2t + 8 and 2t + 9. docs/gpu_kernels.md draws the bits. Units follow
 each other along K.
 """
 
+from functools import cache
+
 import numpy as np
+from numpy.typing import NDArray
 
 from onnxq.errors import UsageError
 from onnxq.formats.base import Codes, Format
 from onnxq.formats.minifloat import Minifloat
 
-TILED_LAYOUT = "tiled1"
+TILED_VERSION = 2  # the attribute `layout`
+TILED_LAYOUT = f"tiled{TILED_VERSION}"
 # Those that kernels decode.
 TILED_FORMATS = ("fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int4", "uint4")
 UNIT_N = 16
 UNIT_K = 128
 
+Words = NDArray[np.uint32]
+Pairs = NDArray[np.uint16]
+
 # [k step of 16, upper half of its k, t, odd k, n / 16, n >= 8, g]
 _NATURAL = (8, 2, 4, 2, -1, 2, 8)
+# Three words hold twelve codes of six bits and, in two bits of each byte, the parts of four more: turned to the right
+# by so many bits, a word has its part under the mask.
+TURNS = (2, 4, 30)
+PARTS = {"fp6_e3m2": (0x18, 0x06, 0x81), "fp6_e2m3": (0x0C, 0x03, 0xC0)}
 
 
 def tiled_bytes(K: int, N: int, bits: int) -> int:
@@ -31,27 +42,26 @@ def pack_tiled(codes: Codes, fmt: Format) -> Codes:
 
     Args:
         codes: uint8 [K, N], each below 2 ** fmt.bits; K a multiple of 128, N of 16.
-        fmt: A format of four or six bits.
+        fmt: One of TILED_FORMATS.
 
     Returns:
         uint8 [N / 16, K / 128, 256 * fmt.bits].
 
     Raises:
-        UsageError: the shape or the width of the format does not fit.
+        UsageError: the shape or the format does not fit.
     """
     K, N = _checked(codes.shape, fmt)
-    packed = np.empty((N // UNIT_N, K // UNIT_K, 256 * fmt.bits), np.uint8)
+    packed = np.empty((N // UNIT_N, K // UNIT_K, fmt.bits // 2, 512), np.uint8)
     for index in range(K // UNIT_K):
         unit = np.ascontiguousarray(codes[index * UNIT_K : (index + 1) * UNIT_K]).reshape(_NATURAL)
-        low = unit & np.uint8(15)
         if fmt.bits == 6:
-            packed[:, index, :512] = _fragments(_high_bytes(unit >> np.uint8(4)))
-        pairs = low[:, 0] | low[:, 1] << np.uint8(4)
-        if _spread_signs(fmt):
-            pairs = _E2M1_BYTES[pairs]
-        packed[:, index, -1024:-512] = _fragments(pairs[:4])
-        packed[:, index, -512:] = _fragments(pairs[4:])
-    return packed
+            packed[:, index] = _three_words(unit, fmt)
+        else:
+            pairs = unit[:, 0] | unit[:, 1] << np.uint8(4)
+            if _spread_signs(fmt):
+                pairs = _E2M1_BYTES[pairs]
+            packed[:, index, 0], packed[:, index, 1] = _fragments(pairs[:4]), _fragments(pairs[4:])
+    return packed.reshape(N // UNIT_N, K // UNIT_K, 256 * fmt.bits)
 
 
 def unpack_tiled(packed: Codes, fmt: Format) -> Codes:
@@ -61,14 +71,16 @@ def unpack_tiled(packed: Codes, fmt: Format) -> Codes:
     codes = np.empty((K, N), np.uint8)
     for index in range(units):
         unit = codes[index * UNIT_K : (index + 1) * UNIT_K].reshape(_NATURAL)
-        for half, plane in enumerate((packed[:, index, -1024:-512], packed[:, index, -512:])):
-            pairs = _natural(plane)
+        planes = packed[:, index].reshape(strips, fmt.bits // 2, 512)
+        if fmt.bits == 6:
+            _from_three_words(planes, fmt, unit)
+            continue
+        for half in range(2):
+            pairs = _natural(planes[:, half])
             if _spread_signs(fmt):
                 pairs = _E2M1_PAIRS[pairs]
             unit[half * 4 : half * 4 + 4, 0] = pairs & np.uint8(15)
             unit[half * 4 : half * 4 + 4, 1] = pairs >> np.uint8(4)
-        if fmt.bits == 6:
-            unit |= _high_bits(_natural(packed[:, index, :512])) << np.uint8(4)
     return codes
 
 
@@ -77,15 +89,72 @@ def fits_tiled(K: int, N: int, fmt: Format) -> bool:
     return fmt.name in TILED_FORMATS and K > 0 and N > 0 and K % UNIT_K == 0 and N % UNIT_N == 0
 
 
-def low_plane_codes(fmt: Format) -> Codes:
-    """uint8 [256, 2]: the low four bits of the two codes in a byte of the low plane, the one at the lower k first."""
+def codes_of_bytes(fmt: Format) -> Codes:
+    """uint8 [256, 2]: the two four-bit codes in a byte, the one at the lower k first."""
     pairs = _E2M1_PAIRS if _spread_signs(fmt) else _PAIRS
     return np.stack([pairs & np.uint8(15), pairs >> np.uint8(4)], axis=1)
 
 
+@cache
+def half_words(name: str) -> Pairs:
+    """uint16 [64, 64]: the half word that holds the six-bit codes a of row g and b of row g + 8.
+
+    E3M2 has one in each byte, a in the upper. Of E2M3, where fp16 has a field that is no part of one byte, b stands at
+    bits 7, 3...0 and 15, and the bits of a are the differences between neighbours: `word ^ word << 1` has them.
+    """
+    a, b = np.indices((64, 64), np.int32)
+    if name == "fp6_e3m2":
+        return np.asarray(((a & 32) << 2 | a & 31) << 8 | (b & 32) << 2 | b & 31, np.uint16)
+    half = (b & 32) << 2 | b >> 1 & 15 | (b & 1) << 15
+    for bit, (at, neighbour) in enumerate(((6, 7), (8, 7), (9, 8), (10, 9), (11, 10), (14, 15))):
+        half |= ((half >> neighbour ^ a >> bit) & 1) << at
+    return half.astype(np.uint16)
+
+
+@cache
+def codes_of_half_words(name: str) -> Codes:
+    """uint8 [65536, 2]: the inverse of `half_words`, whatever the bits hold that belong to other codes."""
+    halves = half_words(name)
+    used = np.bitwise_or.reduce(halves, axis=None)
+    found: Codes = np.empty((65536, 2), np.uint8)
+    found[halves] = np.indices((64, 64), np.uint8).transpose(1, 2, 0)
+    own: Codes = found[np.arange(65536, dtype=np.uint16) & used]
+    return own
+
+
+def _three_words(unit: Codes, fmt: Format) -> Codes:
+    """Six-bit codes of a unit in natural order to [n / 16, 3, 512]."""
+    halves = half_words(fmt.name)[unit[..., 0, :], unit[..., 1, :]]
+    ordered = np.ascontiguousarray(halves.transpose(4, 5, 2, 0, 1, 3))  # [n / 16, g, t, step, upper half, odd k]
+    four = ordered.view("<u4").reshape(-1, 32, 4, 4)
+    words = four[..., :3].copy()
+    for at, (turn, part) in enumerate(zip(TURNS, PARTS[fmt.name], strict=True)):
+        words[..., at] |= _turned(four[..., 3] & np.uint32(part * 0x01010101), 32 - turn)
+    return np.ascontiguousarray(words.transpose(0, 3, 1, 2)).view(np.uint8).reshape(-1, 3, 512)
+
+
+def _from_three_words(planes: Codes, fmt: Format, unit: Codes) -> None:
+    """Undo `_three_words` into `unit`."""
+    words = np.ascontiguousarray(planes).view("<u4").reshape(-1, 3, 32, 4)
+    four = np.empty((words.shape[0], 32, 4, 4), "<u4")
+    four[..., :3] = words.transpose(0, 2, 3, 1)
+    parts = (
+        _turned(words[:, at], turn) & np.uint32(part * 0x01010101)
+        for at, (turn, part) in enumerate(zip(TURNS, PARTS[fmt.name], strict=True))
+    )
+    four[..., 3] = np.bitwise_or.reduce(list(parts))
+    codes = codes_of_half_words(fmt.name)[four.view("<u2").reshape(-1, 8, 4, 8, 2, 2)]
+    unit[:] = codes.transpose(3, 4, 2, 5, 0, 6, 1)
+
+
+def _turned(words: Words, by: int) -> Words:
+    """Rotated to the right."""
+    return words >> np.uint32(by) | words << np.uint32(32 - by)
+
+
 def _checked(shape: tuple[int, ...], fmt: Format) -> tuple[int, int]:
-    if fmt.bits not in (4, 6):
-        raise UsageError(f"{fmt.name} has {fmt.bits} bits; the layout {TILED_LAYOUT} is for four and six")
+    if fmt.name not in TILED_FORMATS:
+        raise UsageError(f"{fmt.name} is not in the layout {TILED_LAYOUT}, which is for {', '.join(TILED_FORMATS)}")
     if len(shape) != 2 or shape[0] % UNIT_K or shape[1] % UNIT_N:
         raise UsageError(
             f"codes {list(shape)} do not fit the layout {TILED_LAYOUT}: [K, N] with K % {UNIT_K} == 0 and "
@@ -108,39 +177,9 @@ def _natural(fragments: Codes) -> Codes:
     return np.ascontiguousarray(lanes.transpose(3, 2, 4, 0, 5, 1)[:, :, :, :, ::-1])
 
 
-def _high_bytes(high: Codes) -> Codes:
-    """The two high bits of four weights each, [8, 2, ...] -> one byte [4, ...].
-
-    Counting steps of 16 and halves of a step, the bits of weights 0 to 3 stand at (4, 7), (0, 3), (2, 5) and (6, 9): a
-    shift or a rotation brings each to (4, 7). Bit 9 is bit 1 of the next byte of the word.
-    """
-    first, second, third, fourth = (high[odd::2, half] for odd in (0, 1) for half in (0, 1))
-    spread = _at(first, 4, 7) | _at(second, 0, 3) | _at(third, 2, 5) | (fourth & np.uint8(1)) << np.uint8(6)
-    carried = fourth & np.uint8(2)
-    spread[:, :, :, :, 0] |= carried[:, :, :, :, 1]
-    spread[:, :, :, :, 1] |= carried[:, :, ::-1, :, 0]
-    return spread
-
-
-def _high_bits(byte: Codes) -> Codes:
-    """Undo `_high_bytes`."""
-    high = np.empty((8, 2, *byte.shape[1:]), np.uint8)
-    for (odd, half), low in zip(((0, 0), (0, 1), (1, 0)), (4, 0, 2), strict=True):
-        high[odd::2, half] = byte >> np.uint8(low) & np.uint8(1) | byte >> np.uint8(low + 2) & np.uint8(2)
-    last = high[1::2, 1]
-    last[:] = byte >> np.uint8(6) & np.uint8(1)
-    last[:, :, :, :, 1] |= byte[:, :, :, :, 0] & np.uint8(2)
-    last[:, :, ::-1, :, 0] |= byte[:, :, :, :, 1] & np.uint8(2)
-    return high
-
-
-def _at(two: Codes, low: int, high: int) -> Codes:
-    return (two & np.uint8(1)) << np.uint8(low) | (two & np.uint8(2)) << np.uint8(high - 1)
-
-
 def _spread_signs(fmt: Format) -> bool:
     """Whether two codes in a byte stand as `s eem` at bits 7, 3..1 and 0, 6..4: where fp16 has sign and exponent."""
-    return fmt.bits == 4 and isinstance(fmt, Minifloat)
+    return isinstance(fmt, Minifloat)
 
 
 _PAIRS = np.arange(256, dtype=np.uint8)

@@ -21,7 +21,7 @@ DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "PartlyBinary")
+_CALLERS = ("Linear", "SwiGLU", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "PartlyBinary")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -41,7 +41,7 @@ _WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
     "AddOutliers": bodies.add_outliers,
     "Hadamard": bodies.hadamard,
 }
-_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "QuantizeDequantize", "RowScale", "RowRange")
+_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "SwiGLU", "QuantizeDequantize", "RowScale", "RowRange")
 
 
 def operator_suffix(kind: Format) -> str:
@@ -127,8 +127,8 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
 
 
 def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[FunctionProto, ...]:
-    """The functions of `MatMul<F>Tiled` or `Linear<F>Tiled`."""
-    if family not in ("MatMul", "Linear") or kind.name not in TILED_FORMATS:
+    """The functions of `MatMul<F>Tiled`, `Linear<F>Tiled` or `SwiGLU<F>Tiled`."""
+    if family not in ("MatMul", "Linear", "SwiGLU") or kind.name not in TILED_FORMATS:
         raise ValueError(operator)
     domain, suffix = Opset(DOMAIN, VERSION), operator_suffix(kind)
     untiling = tiled.untile(domain, kind)
@@ -139,7 +139,11 @@ def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[F
     if family == "Linear":
         linear = tiled.linear_tiled_asymmetric if asymmetric else tiled.linear_tiled
         scripts.append((linear, linear(domain, multiplying)))
-        names[scripts[2][1].name] = operator
+    elif family == "SwiGLU":
+        gating, gated = tiled.swiglu(domain), tiled.swiglu_tiled_asymmetric if asymmetric else tiled.swiglu_tiled
+        scripts += [(tiled.swiglu, gating), (gated, gated(domain, multiplying, gating))]
+        names[gating.name] = gating.name
+    names[scripts[-1][1].name] = operator
     return tuple(_named(made, names, _text(body, F=suffix)) for body, made in scripts)
 
 

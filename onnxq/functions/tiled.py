@@ -1,4 +1,4 @@
-"""Functions of the operators whose weights lie in the layout `tiled1` of the GPU kernels (formats/tiled.py)."""
+"""Functions of the operators whose weights lie in the layout `tiled2` of the GPU kernels (formats/tiled.py)."""
 
 # The bodies are onnxscript, a language of its own that only looks like Python to a type checker.
 # mypy: ignore-errors
@@ -13,61 +13,81 @@ from onnxscript import script
 from onnxscript.values import OnnxFunction, Opset
 
 from onnxq.formats import Format
-from onnxq.formats.tiled import low_plane_codes
+from onnxq.formats.tiled import PARTS, TURNS, codes_of_bytes, codes_of_half_words
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
 _INT32 = int(onnx.TensorProto.INT32)
 
 
 def untile(domain: Opset, kind: Format) -> OnnxFunction:
-    """`Untile<F>(packed)`: units [N / 16, K / 128, bytes] to codes, int32 [K, N].
+    """`Untile<F>(packed)`: units [N / 16, K / 128, bytes] to codes, int32 [K, N]."""
+    return _untile_words(domain, kind) if kind.bits == 6 else _untile_bytes(domain, kind)
 
-    A unit's low plane is [2, g, t, 4 steps, odd k, n < 8] bytes of two codes, its high plane [g, t, 4 double steps,
-    odd k, n < 8] bytes of four pairs of bits. Both become [K / 128, 2, 4, upper 8 of 16 k, t, odd k, N / 16, n < 8, g].
-    """
-    nibbles = numpy_helper.from_array(low_plane_codes(kind).astype(np.int32))
-    byte = np.arange(256, dtype=np.int32)
-    pairs = [byte >> 4 & 1 | byte >> 6 & 2, byte & 1 | byte >> 2 & 2, byte >> 2 & 1 | byte >> 4 & 2, byte >> 6 & 1]
-    own = numpy_helper.from_array(np.stack(pairs, 1) * 16)
-    # The upper bit of the fourth pair stands in the next byte of its word.
-    carried = numpy_helper.from_array(np.stack([0 * byte, 0 * byte, 0 * byte, byte & 2], 1) * 16)
-    following, backwards = numpy_helper.from_array(np.array([1, 2, 3, 0])), numpy_helper.from_array(np.array([1, 0]))
+
+def _untile_bytes(domain: Opset, kind: Format) -> OnnxFunction:
+    """A unit of four-bit codes is [2, g, t, 4 steps, odd k, n < 8] bytes of two."""
+    both = numpy_helper.from_array(codes_of_bytes(kind).astype(np.int32))
+    backwards = numpy_helper.from_array(np.array([1, 0]))
 
     @script(domain, default_opset=op)
     def Untile4(packed):
         units = op.Slice(op.Shape(packed), op.Constant(value_ints=[0]), op.Constant(value_ints=[2]))
         bytes_ = op.Reshape(packed, op.Concat(units, op.Constant(value_ints=[2, 8, 4, 4, 2, 2]), axis=0))
-        codes = op.Gather(op.Constant(value=nibbles), op.Cast(bytes_, to=_INT32))
+        codes = op.Gather(op.Constant(value=both), op.Cast(bytes_, to=_INT32))
         steps = op.Transpose(codes, perm=[1, 2, 5, 8, 4, 6, 0, 7, 3])
         natural = op.Gather(steps, op.Constant(value=backwards), axis=7)
         dims = op.Mul(units, op.Constant(value_ints=[16, 128]))
         return op.Reshape(natural, op.Gather(dims, op.Constant(value=backwards)))
 
+    return Untile4
+
+
+def _untile_words(domain: Opset, kind: Format) -> OnnxFunction:
+    """A unit of six-bit codes is [3 words, g, t, 4 double steps, 4] bytes, from which the fourth word comes together.
+
+    All four are then [step, upper half of its k, g, t, 4 double steps, odd k, n < 8] bytes of a code each, but for a
+    bit or two in the other byte of a half word.
+    """
+    byte = np.arange(256, dtype=np.int32)
+    # Parts of the fourth word that stand in the byte they are for, and, turned out of it, in the one before.
+    turned = [byte << 32 - turn if turn > 8 else byte >> turn for turn in TURNS]
+    own = [bits & part for bits, part in zip(turned, PARTS[kind.name], strict=True)]
+    first, second, third = (numpy_helper.from_array(each) for each in own)
+    carried = numpy_helper.from_array(turned[2] >> 8 & PARTS[kind.name][2])
+    previous, backwards = numpy_helper.from_array(np.array([3, 0, 1, 2])), numpy_helper.from_array(np.array([1, 0]))
+    # By upper byte and two bits of the lower, and by lower byte and one of the upper.
+    codes_, two, one = codes_of_half_words(kind.name).astype(np.int32), np.arange(1024), np.arange(512)
+    upper = numpy_helper.from_array(codes_[(two >> 2) << 8 | (two & 3) << 6, 0])
+    lower = numpy_helper.from_array(codes_[(one & 1) << 15 | one >> 1, 1])
+    int2, int4, int64, int128 = (numpy_helper.from_array(np.array(number, np.int32)) for number in (2, 4, 64, 128))
+
     @script(domain, default_opset=op)
     def Untile6(packed):
         units = op.Slice(op.Shape(packed), op.Constant(value_ints=[0]), op.Constant(value_ints=[2]))
-        last = op.Constant(value_ints=[2])
-        below = op.Slice(packed, op.Constant(value_ints=[512]), op.Constant(value_ints=[1536]), last)
-        bytes_ = op.Reshape(below, op.Concat(units, op.Constant(value_ints=[2, 8, 4, 4, 2, 2]), axis=0))
-        low = op.Gather(op.Constant(value=nibbles), op.Cast(bytes_, to=_INT32))
-        low_steps = op.Transpose(low, perm=[1, 2, 5, 8, 4, 6, 0, 7, 3])
-        above = op.Slice(packed, op.Constant(value_ints=[0]), op.Constant(value_ints=[512]), last)
-        words = op.Reshape(above, op.Concat(units, op.Constant(value_ints=[8, 4, 4, 4]), axis=0))
-        high_bytes = op.Cast(words, to=_INT32)
-        next_bytes = op.Gather(high_bytes, op.Constant(value=following), axis=5)
-        there = op.Gather(op.Constant(value=own), high_bytes)
-        pairs_ = there + op.Gather(op.Constant(value=carried), next_bytes)
-        high = op.Reshape(pairs_, op.Concat(units, op.Constant(value_ints=[8, 4, 4, 2, 2, 2, 2]), axis=0))
-        high_steps = op.Reshape(op.Transpose(high, perm=[1, 4, 7, 8, 3, 5, 0, 6, 2]), op.Shape(low_steps))
-        natural = op.Gather(op.Add(low_steps, high_steps), op.Constant(value=backwards), axis=7)
+        bytes_ = op.Reshape(packed, op.Concat(units, op.Constant(value_ints=[3, 8, 4, 4, 4]), axis=0))
+        words = op.Cast(bytes_, to=_INT32)
+        word0 = op.Gather(words, op.Constant(value_ints=[0]), axis=2)
+        word1 = op.Gather(words, op.Constant(value_ints=[1]), axis=2)
+        word2 = op.Gather(words, op.Constant(value_ints=[2]), axis=2)
+        early = op.Gather(op.Constant(value=first), word0) + op.Gather(op.Constant(value=second), word1)
+        there = op.Gather(op.Constant(value=third), word2)
+        over = op.Gather(op.Constant(value=carried), op.Gather(word2, op.Constant(value=previous), axis=6))
+        four = op.Concat(words, early + there + over, axis=2)
+        halves = op.Reshape(four, op.Concat(units, op.Constant(value_ints=[2, 2, 8, 4, 4, 2, 2]), axis=0))
+        low = op.Gather(halves, op.Constant(value_ints=[0]), axis=8)
+        high = op.Gather(halves, op.Constant(value_ints=[1]), axis=8)
+        row = op.Gather(op.Constant(value=upper), high * op.Constant(value=int4) + low / op.Constant(value=int64))
+        eighth = op.Gather(op.Constant(value=lower), low * op.Constant(value=int2) + high / op.Constant(value=int128))
+        codes = op.Concat(row, eighth, axis=8)
+        natural = op.Transpose(codes, perm=[1, 6, 2, 3, 5, 7, 0, 8, 4])
         dims = op.Mul(units, op.Constant(value_ints=[16, 128]))
         return op.Reshape(natural, op.Gather(dims, op.Constant(value=backwards)))
 
-    return Untile6 if kind.bits == 6 else Untile4
+    return Untile6
 
 
 def matmul_tiled(domain: Opset, kind: Format, untiling: OnnxFunction) -> OnnxFunction:
-    """`MatMul<F>Tiled(x, packed, scale) {shape, block_size, dtype, layout}`: as `MatMul<F>`; `layout` is 1."""
+    """`MatMul<F>Tiled(x, packed, scale) {shape, block_size, dtype, layout}`: as `MatMul<F>`; `layout` is 2."""
     values = numpy_helper.from_array(kind.values)
 
     @script(domain, default_opset=op)
@@ -129,3 +149,47 @@ def linear_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction) -> OnnxFun
         return op.Add(product, bias)
 
     return LinearTiledAsymmetric
+
+
+def swiglu(domain: Opset) -> OnnxFunction:
+    """`SwiGLU(product) {dtype}`: silu(gate) * up of columns that are gate and up in turn, 16 each."""
+
+    @script(domain, default_opset=op)
+    def SwiGLU(product, dtype: int):
+        dims, minus_one = op.Shape(product), op.Constant(value_ints=[-1])
+        leading = op.Slice(dims, op.Constant(value_ints=[0]), minus_one)
+        columns = op.Gather(dims, minus_one)
+        pairs = op.Concat(leading, columns / op.Constant(value_int=32), op.Constant(value_ints=[2, 16]), axis=0)
+        strips = op.Cast(op.Reshape(product, pairs), to=_FLOAT)
+        gate = op.Gather(strips, op.Constant(value_int=0), axis=-2)
+        up = op.Gather(strips, op.Constant(value_int=1), axis=-2)
+        result = op.Cast(gate * op.Sigmoid(gate) * up, to=dtype)
+        return op.Reshape(result, op.Concat(leading, columns / op.Constant(value_int=2), axis=0))
+
+    return SwiGLU
+
+
+def swiglu_tiled(domain: Opset, multiplying: OnnxFunction, gating: OnnxFunction) -> OnnxFunction:
+    """`SwiGLU<F>Tiled(x, packed, scale) {...}`: `SwiGLU` of `MatMul<F>Tiled`."""
+
+    @script(domain, default_opset=op)
+    def SwiGLUTiled(x, packed, scale, shape: Sequence[int], block_size: int, dtype: int, layout: int):
+        product = multiplying(x, packed, scale, shape=shape, block_size=block_size, dtype=dtype, layout=layout)
+        return gating(product, dtype=dtype)
+
+    return SwiGLUTiled
+
+
+def swiglu_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction, gating: OnnxFunction) -> OnnxFunction:
+    """`SwiGLU<F>TiledAsymmetric(x, packed, scale, zero_point) {...}`: as `SwiGLU<F>Tiled`."""
+
+    @script(domain, default_opset=op)
+    def SwiGLUTiledAsymmetric(
+        x, packed, scale, zero_point, shape: Sequence[int], block_size: int, dtype: int, layout: int
+    ):
+        product = multiplying(
+            x, packed, scale, zero_point, shape=shape, block_size=block_size, dtype=dtype, layout=layout
+        )
+        return gating(product, dtype=dtype)
+
+    return SwiGLUTiledAsymmetric

@@ -11,8 +11,9 @@ from onnxq.errors import NonFiniteError, number_of
 from onnxq.formats import Format, Integer, ScaleType
 from onnxq.formats.base import Codes, Floats
 from onnxq.formats.scales import BF16, FP16
-from onnxq.methods.backend import quantize_finite, to_host
+from onnxq.methods.backend import to_host
 from onnxq.methods.chunks import Chunk, chunks
+from onnxq.methods.nearest import quantize_finite
 from onnxq.methods.solution import Solution
 
 

@@ -12,6 +12,7 @@ from onnxq.passes.calibrate import needy, requests, statistics_for
 from onnxq.passes.conversion import Conversion, Converted
 from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
+from onnxq.passes.joining import Joining
 from onnxq.passes.layers import Layers, Solving
 from onnxq.passes.plan import Decision, Plan, make_plan
 from onnxq.passes.prepare import prepare
@@ -73,8 +74,9 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     )
     if not job.plan.quantized and not done.is_changed:
         return done
+    joining = _joining(job, sink)
     with during("solve and pack weights" if solutions is None else "pack weights"):
-        results = _pack(job, sink, statistics, solutions)
+        results = _pack(job, sink, joining, statistics, solutions)
     with during("fuse products"):
         fuse_products(job.model.ir)
     with during("quantize the cache"):
@@ -82,7 +84,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     with during("add functions, raise versions"):
         _finish(job)
     clamped = tuple(each.clamped for each in results if each.clamped)
-    return replace(done, results=tuple(results), warnings=(*warnings, *clamped))
+    return replace(done, results=tuple(results), changes=(*changes, *joining.changes), warnings=(*warnings, *clamped))
 
 
 @dataclass(frozen=True)
@@ -180,13 +182,22 @@ def _solve(job: _Job, statistics: Statistics | None, folder: Path) -> tuple[Solu
     return solutions, tuple(corrections.found.changes)
 
 
-def _pack(job: _Job, sink: Sink, statistics: Statistics | None, solutions: Solutions | None) -> list[Result]:
+def _joining(job: _Job, sink: Sink) -> Joining:
+    """The products that become one, which only the GPU has kernels for."""
+    quantized = [weight for weight, each in zip(job.weights, job.plan, strict=True) if each.spec is not None]
+    return Joining(job.model.ir.graph, quantized, sink, wanted=job.plan.target == "ort-cuda")
+
+
+def _pack(
+    job: _Job, sink: Sink, joining: Joining, statistics: Statistics | None, solutions: Solutions | None
+) -> list[Result]:
     """Put quantized weights in the place of the float ones; they are solved first where they are not yet."""
     return quantize_weights(
         job.model.ir,
         job.plan,
         job.weights,
         sink,
+        joining=joining,
         statistics=statistics,
         solutions=solutions,
         non_finite=job.asked.recipe.non_finite,

@@ -24,6 +24,7 @@ from onnxq.passes.form import leaves_tiled, runs_as_integers
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
+from onnxq.passes.joining import Joining
 from onnxq.passes.partly_binary import insert_partly_binary
 from onnxq.passes.plan import Decision, Plan
 from onnxq.passes.sink import Sink
@@ -63,6 +64,7 @@ def quantize_weights(
     weights: Sequence[Weight],
     sink: Sink,
     *,
+    joining: Joining | None = None,
     statistics: Statistics | None = None,
     solutions: Solutions | None = None,
     non_finite: NonFinitePolicy = "error",
@@ -77,6 +79,7 @@ def quantize_weights(
         plan: From `make_plan` on this model.
         weights: From `make_plan`.
         sink: Takes the bytes.
+        joining: Weights whose products become one.
         statistics: From a calibration run on the same model, for methods that want them.
         solutions: Of all weights that the plan quantizes, where they are solved already.
         non_finite: What to do with a weight that holds NaN or Inf.
@@ -101,21 +104,24 @@ def quantize_weights(
         work[number].weight.release()
         return found
 
-    results = []
+    joining = joining or Joining(model.graph, (), sink, wanted=False)
+    order = joining.order([item.weight.name for item in work])
+    results: dict[int, Result] = {}
     with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        calls = [partial(solved, number) for number in range(len(work))]
-        for item, solution in zip(work, in_order(executor, calls), strict=True):
-            weight = item.weight
+        calls = [partial(solved, number) for number in order]
+        for number, solution in zip(order, in_order(executor, calls), strict=True):
+            weight, decision = work[number].weight, work[number].decision
             if isinstance(solution, str):
-                results.append(Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution))
+                results[number] = Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution)
             else:
-                made = _replace(editor, weight, item.decision, solution, sink)
+                made = _replace(editor, weight, decision, solution, joining.sink(weight.name))
                 bad = unusable(weight) if non_finite == "clamp" else None
-                results.append(replace(made, clamped=bad and f"{bad}: clamped"))
+                results[number] = replace(made, clamped=bad and f"{bad}: clamped")
+            joining.finished(editor, weight.name)
             weight.release()
             if progress is not None:
                 progress(weight.name, weight.size)
-    return results
+    return [results[number] for number in sorted(results)]
 
 
 def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, sink: Sink) -> Result:

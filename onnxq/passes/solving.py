@@ -63,10 +63,10 @@ class Work:
         array = self.weight.read().reshape(grouping(self.weight, self.spec).matrix).astype(np.float32)
         return as_matrix(array if np.isfinite(array).all() else _clamped(array))
 
-    def aims(self, *, rounds: bool) -> bool:
-        """Whether it makes up for the errors of the layers before, with activations that are rounded or not."""
-        coarse = rounds or max(get_format(name).bits for name in self.spec.format) <= aqer.MOST_BITS
-        return coarse and SOLVERS[self.spec.method].hessian == "needs"
+    @property
+    def aims(self) -> bool:
+        """Whether it makes up for the errors of the layers before it."""
+        return SOLVERS[self.spec.method].hessian == "needs"
 
 
 def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work]:
@@ -172,7 +172,8 @@ def aimed(weight: Floats, curvature: Curvature) -> Floats:
     """What is rounded in the place of a weight [K, C]."""
     if curvature.correction is None:
         return weight
-    return np.asarray(weight + aqer.SHARE * (curvature.correction @ weight), np.float32)
+    moved = curvature.correction.astype(np.float64) @ weight
+    return np.asarray(weight + aqer.SHARE * moved, np.float32)
 
 
 def as_matrix(array: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats.tiled import pack_tiled
+from onnxq.formats.tiled import TILED_VERSION, pack_tiled
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
@@ -11,9 +11,6 @@ from onnxq.passes.edit import Editor, describe
 from onnxq.passes.finish import with_bias
 from onnxq.passes.insert import Shelf, scales
 from onnxq.passes.sink import Sink
-
-# The attribute `layout`: `tiled1`.
-_LAYOUT = 1
 
 
 def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int:
@@ -44,7 +41,7 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
         "shape": [K, N],
         "block_size": solution.block or K,
         "dtype": int(weight.dtype),
-        "layout": _LAYOUT,
+        "layout": TILED_VERSION,
     }
     for site in weight.sites:
         node = site.node

@@ -27,7 +27,7 @@ _CUDA_ENTRY = "onnxq.native.cuda"
 # Activations of a row that share a scale, where they are rounded.
 _INT8_RUN = 32
 # Functions of the library that name its operators, one a line.
-_ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears")
+_ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears", "CudaSwiGLUs")
 
 
 @dataclass(frozen=True)

@@ -17,23 +17,26 @@ def random_codes(shape, bits):
 def kernel_halves(packed, name):
     """What custom_ops/cuda/common.cuh makes of a packed weight: fp16 [strips, units, step, lane, register, half]."""
     strips, units = packed.shape[:2]
-    low = packed[:, :, -1024:].copy().view("<u4").reshape(strips, units, 2, 32, 4)
+    planes = packed.copy().view("<u4").reshape(strips, units, -1, 32, 4)
     a = np.empty((strips, units, 8, 32, 4), np.uint32)
     for j in range(8):
-        x = low[:, :, j // 4, :, j % 4]
         if name.startswith("fp6"):
-            h = packed[:, :, :512].copy().view("<u4").reshape(strips, units, 32, 4)[..., j // 2]
-            h0, h1 = (h << 2, h >> 2 | h << 30) if j % 2 else (h, h << 4)
-            p = x & 0x0F0F0F0F | h0 & 0xF0F0F0F0
-            q = x >> 4 & 0x0F0F0F0F | h1 & 0xF0F0F0F0
-            words = [p, p << 8, q, q << 8]
+            w = planes[..., j // 2]
+            w0, w1, w2 = w[:, :, 0], w[:, :, 1], w[:, :, 2]
             if name == "fp6_e3m2":
-                a[:, :, j] = np.stack([word & 0x9F009F00 for word in words], -1)
+                four = w0 >> 2 & 0x18181818 | w1 >> 4 & 0x06060606 | (w2 << 2 | w2 >> 30) & 0x81818181
             else:
-                a[:, :, j] = np.stack([word & SIGN | word >> 1 & 0x0F800F80 for word in words], -1)
-                a[:, :, j, :, 1] = p << 8 & SIGN | p << 7 & 0x0F800F80
-                a[:, :, j, :, 3] = q << 8 & SIGN | q << 7 & 0x0F800F80
-        elif name == "fp4_e2m1":
+                four = w0 >> 2 & 0x0C0C0C0C | w1 >> 4 & 0x03030303 | w2 << 2 & 0xC0C0C0C0
+            for at, word in ((0, w2), (2, four)) if j % 2 else ((0, w0), (2, w1)):
+                swapped = word >> 8 & 0x00FF00FF | word << 8 & 0xFF00FF00
+                if name == "fp6_e3m2":
+                    a[:, :, j, :, at], a[:, :, j, :, at + 1] = word & 0x9F009F00, word << 8 & 0x9F009F00
+                else:
+                    a[:, :, j, :, at] = (word ^ word << 1) & 0x8F808F80
+                    a[:, :, j, :, at + 1] = swapped & 0x8F808F80
+            continue
+        x = planes[:, :, j // 4, :, j % 4]
+        if name == "fp4_e2m1":
             late = [x << s & SIGN | f & 0x0E000E00 for s, f in ((7, x >> 3), (15, x << 5))]
             a[:, :, j] = np.stack([x & 0x8E008E00, x << 8 & 0x8E008E00, *late], -1)
         else:
@@ -84,12 +87,13 @@ def test_a_large_weight_comes_back_from_any_memory_order(name):
         np.testing.assert_array_equal(unpack_tiled(packed, fmt), codes)
 
 
-def test_each_bit_of_the_packed_form_carries_one_bit_of_one_code():
-    fmt = get_format("fp6_e3m2")
+@pytest.mark.parametrize("name", ["fp6_e3m2", "fp4_e2m1", "int4"])
+def test_each_bit_of_the_packed_form_carries_one_bit_of_one_code(name):
+    fmt = get_format(name)
     zero = pack_tiled(np.zeros((128, 16), np.uint8), fmt)
     assert not zero.any()
     seen = np.zeros(zero.size * 8, int)
-    for bit in range(6):
+    for bit in range(fmt.bits):
         seen += np.unpackbits(pack_tiled(np.full((128, 16), 1 << bit, np.uint8), fmt).reshape(-1))
     assert (seen == 1).all()
 
@@ -100,6 +104,7 @@ def test_a_ragged_weight_is_refused_with_the_way_out(shape):
         pack_tiled(np.zeros(shape, np.uint8), get_format("int4"))
 
 
-def test_other_widths_are_refused():
-    with pytest.raises(UsageError, match="int8 has 8 bits"):
-        pack_tiled(np.zeros((128, 16), np.uint8), get_format("int8"))
+@pytest.mark.parametrize("name", ["int8", "fp6_e4m1"])
+def test_other_formats_are_refused(name):
+    with pytest.raises(UsageError, match=f"{name} is not in the layout tiled2, which is for fp6_e3m2, "):
+        pack_tiled(np.zeros((128, 16), np.uint8), get_format(name))

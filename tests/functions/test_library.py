@@ -11,7 +11,7 @@ from onnx.reference import ReferenceEvaluator
 
 from onnxq.formats import LEARNED_FORMATS, NAMED_FORMATS, Integer, Minifloat, get_format, get_scale_type, pack
 from onnxq.formats.sparse import pack_sparse, unpack_sparse
-from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
+from onnxq.formats.tiled import TILED_FORMATS, TILED_VERSION, pack_tiled
 from onnxq.functions import DOMAIN, VERSION, functions, operator_suffix
 
 FORMATS = [*NAMED_FORMATS, "fp3_e1m1", "fp3_e2m0", "fp5_e3m1", "fp7_e3m3", "fp8_e7m0", "fp2_e1m0"]
@@ -177,7 +177,7 @@ def test_matmul_of_a_weight_in_tiles(name: str, asymmetric: bool, opset: int) ->
         shape=[K, N],
         block_size=256,
         dtype=onnx.TensorProto.FLOAT,
-        layout=1,
+        layout=TILED_VERSION,
     )
     model, rows = model_of(node, opset, 2, **given), np.arange(K) // 256
     expected = (kind.values[codes] - (kind.values[zeros][rows] if asymmetric else 0)) * scale[rows]

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.errors import UsageError
 from onnxq.formats import get_format
+from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of
@@ -23,7 +24,6 @@ from onnxq.statistics.views import HEADS
 # Where GroupQueryAttention (com.microsoft, version 1) reads past keys and values, and the bits that it stores.
 PAST = {"key": 3, "value": 4}
 GROUPED_BITS = {"int8": 8, "int4": 4}
-KINDS: tuple[Kind, ...] = ("channel_min", "channel_max", "channel_sum", "channel_square_sum")
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ class CacheTensor:
     def is_grouped(self) -> bool:
         """Whether onnxruntime's attention does it."""
         return self.node is not None and self.node.op_type == "GroupQueryAttention"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What has to be known of its channels."""
+        if self.spec is not None and self.spec.granularity == "channel" and is_fitted(get_format(self.spec.format)):
+            return "channel_min", "channel_max", "channel_histogram"
+        return "channel_min", "channel_max"
 
     @property
     def token_bytes(self) -> tuple[int, int]:
@@ -175,9 +182,9 @@ def cache_statistics(
 
 
 def cache_requests(plan: CachePlan) -> list[Request]:
-    """Range and moments of each channel, where its scale comes from them."""
+    """What each channel's scale comes from."""
     return [
-        Request(each.new.name, each.heads * each.size, KINDS, HEADS)
+        Request(each.new.name, each.heads * each.size, each.kinds, HEADS)
         for each in plan.quantized
         if each.spec is not None and each.spec.needs_data and each.new is not None and each.new.name
     ]

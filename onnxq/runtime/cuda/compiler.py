@@ -27,6 +27,7 @@ def operand_of(request: Any) -> Operand:
         _TYPES[request.scale_type],
         request.group,
         bool(request.zero_points),
+        bool(request.gated),
     )
 
 

@@ -19,6 +19,7 @@ class Operand:
         scale: Type of the scales.
         group: Rows of K that share a scale: 16, 32, 64 or a multiple of 128; 0 for one scale a column of W.
         zero: Whether the weight has zero points (integers only).
+        gated: Whether strips of 16 columns are gate and up in turn, and the result is silu(gate) * up.
     """
 
     fmt: str
@@ -26,6 +27,12 @@ class Operand:
     scale: str = "float16"
     group: int = 0
     zero: bool = False
+    gated: bool = False
+
+    @property
+    def gates_itself(self) -> bool:
+        """Whether the product's kernel gates; three sums for each float32 have to be added up first."""
+        return self.gated and self.dtype != "float32"
 
     @property
     def unit_bytes(self) -> int:
@@ -42,6 +49,7 @@ class Operand:
             "GROUP": self.group,
             "ZERO": int(self.zero),
             "WIDE": int(self.dtype == "float32"),
+            "GATED": int(self.gates_itself),
         }
 
     @property
@@ -111,8 +119,9 @@ class Stream:
 
     @property
     def block(self) -> int:
-        """Threads of a block."""
-        return 32 * (self.wr * self.wk + 1)
+        """Threads of a block; with many sums a whole warpgroup copies, and lends the others its registers."""
+        warps = self.wr * self.wk
+        return 384 if warps == 8 and self.rw * self.nt >= 14 else 32 * (warps + 1)
 
 
 @dataclass(frozen=True)

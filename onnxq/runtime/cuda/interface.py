@@ -50,7 +50,7 @@ class Request(ctypes.Structure):
     """A weight for which the library wants kernels."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("device", "format", "type", "scale_type", "group", "zero_points")),
+        *((name, c_int32) for name in ("device", "format", "type", "scale_type", "group", "zero_points", "gated")),
         ("K", c_int64),
         ("N", c_int64),
     )

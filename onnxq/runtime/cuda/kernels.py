@@ -20,7 +20,7 @@ _WORKERS = 8
 
 
 class Pointers(NamedTuple):
-    """Device addresses: x [M, K], packed W, scale [groups, N], y [M, N], and 0 or zero points and bias [N]."""
+    """Device addresses: x [M, K], packed W, scale [groups, N], y [M, N or N / 2], and 0 or zero points and bias [N]."""
 
     x: int
     packed: int
@@ -56,7 +56,7 @@ def kernels_for(operand: Operand, N: int, K: int, device: int | None = None) -> 
         logger.debug("%s [%d, %d], up to %d rows: %s", operand, K, N, most, configuration)
     if operand.dtype == "float32":
         made.split_float32 = _load("pieces", "split_float32", (), 0, device)
-        made.sum_pieces = _load("pieces", "sum_pieces", (), 0, device)
+        made.sum_pieces = _load("pieces", "gate_pieces" if operand.gated else "sum_pieces", (), 0, device)
     return made
 
 

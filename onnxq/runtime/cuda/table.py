@@ -52,7 +52,7 @@ def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], .
     configuration for fewer rows serves.
     """
     rows = sorted({line.M for line in measured()})
-    exact = [line for line in measured() if operand.dtype != "float32" or not getattr(line.configuration, "fold", 0)]
+    exact = [line for line in measured() if serves(line.configuration, operand)]
     made: list[tuple[int, Configuration]] = []
     for M, following in zip(rows, [*rows[1:], MAX_ROWS], strict=True):
         fours = operand.unit_bytes == 1024 or (operand.group > 0 and M > 32)
@@ -65,6 +65,12 @@ def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], .
         most = MAX_ROWS if rows[-1] == M else M if M < _LARGE else isqrt(M * following)
         made.append((most, fitted(operand, best.configuration)))
     return tuple(made)
+
+
+def serves(configuration: Configuration, operand: Operand) -> bool:
+    """Whether a configuration computes such products: with a gate, blocks have an even number of strips."""
+    folds = isinstance(configuration, Tile) and configuration.fold
+    return not (operand.dtype == "float32" and folds) and not (operand.gates_itself and configuration.rows % 32)
 
 
 def _distance(operand: Operand, N: int, K: int, line: Measured) -> float:

@@ -60,8 +60,11 @@ def case(cp, operand, M, N, K):
 def check(cp, operand, configuration, M, N, K, with_bias=False):
     given, x, bias, weight = case(cp, operand, M, N, K)
     expected = x @ weight + (bias if with_bias else 0)
+    if operand.gates_itself:
+        gate, up = expected.reshape(M, N // 32, 2, 16).transpose(2, 0, 1, 3).reshape(2, M, N // 2)
+        expected = gate / (1 + cp.exp(-gate)) * up
     width = 4 if operand.dtype == "float32" else 2
-    poison = cp.full((M + 1, N * width // 2), 0x7FC1, cp.uint16)  # NaN in every type, and a row that must stay
+    poison = cp.full((M + 1, expected.shape[1] * width // 2), 0x7FC1, cp.uint16)  # NaN, and a row that must stay
     address = {name: array.data.ptr for name, array in given.items() if name != "bias" or with_bias}
     if not operand.zero:
         del address["zero"]
@@ -140,6 +143,21 @@ def test_zero_points_are_subtracted(cp, fmt, dtype, group):
     for configuration in (Stream(1, 2, 2, 2, 3, 1, x_rows=5), Stream(1, 1, 4, 2, 2, 2, bulk=0), Tile(64, 1, 2, 3, 2)):
         check(cp, operand, configuration, 5, 208, 1152)
     check(cp, operand, Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("group", [0, 32])
+def test_gate_and_up_are_multiplied_where_they_meet(cp, fmt, dtype, group):
+    operand = Operand(fmt, dtype, "float16", group, zero=fmt == "uint4", gated=True)
+    for M, configuration in (
+        (1, Stream(1, 2, 1, 8, 2, 1, x_rows=1)),
+        (5, Stream(1, 2, 3, 2, 3, 2, x_rows=5)),
+        (13, Stream(2, 1, 4, 2, 2, 4, bulk=0)),
+        (100, Tile(64, 1, 2, 3, 2)),
+        (300, Tile(128, 2, 1, 3, 1)),
+    ):
+        check(cp, operand, configuration, M, 416, 1152)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 import onnxq
 from onnxq.formats import get_format
-from onnxq.formats.tiled import TILED_FORMATS, pack_tiled
+from onnxq.formats.tiled import TILED_FORMATS, TILED_VERSION, pack_tiled
 from onnxq.functions import functions, operator_suffix
 
 pytestmark = pytest.mark.gpu
@@ -53,7 +53,7 @@ class Chain:
             tensors += [numpy_helper.from_array(array, name) for name, array in arrays.items()]
             operator = f"MatMul{operator_suffix(kind)}Tiled" + ("Asymmetric" if asymmetric else "")
             node = helper.make_node(operator, [f"x{layer}", *arrays], [f"x{layer + 1}"], f"n{layer}", domain="onnxq")
-            attributes = {"shape": [K, N], "block_size": block, "dtype": TYPES[dtype], "layout": 1}
+            attributes = {"shape": [K, N], "block_size": block, "dtype": TYPES[dtype], "layout": TILED_VERSION}
             node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
             nodes.append(node)
         self.last = f"x{len(self.weights)}"
@@ -208,6 +208,25 @@ def test_a_bias_is_added(ort, fmt, asymmetric, dtype):
         assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
 
 
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(("fmt", "group", "asymmetric"), [("fp6_e2m3", 0, False), ("uint4", 32, True)])
+def test_gate_and_up_come_from_one_product(ort, fmt, group, asymmetric, dtype):
+    chain = Chain(fmt, [1152, 416], dtype, group, asymmetric=asymmetric, scale=dtype)
+    model = onnx.ModelProto.FromString(chain.bytes)
+    (node,) = model.graph.node
+    node.op_type = node.op_type.replace("MatMul", "SwiGLU")
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 208
+    del model.functions[:]
+    opened = onnxq.session(model.SerializeToString(), providers=["cuda"])
+    for M in ROWS:
+        x = chain.x(M)
+        gate, up = (x.astype(np.float64) @ chain.weights[0]).reshape(M, 13, 2, 16).transpose(2, 0, 1, 3)
+        expected = (gate / (1 + np.exp(-gate)) * up).reshape(M, 208)
+        (y,) = opened.run(None, {"x0": x})
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
+    assert opened.run(None, {"x0": chain.x(0)})[0].shape == (0, 208)
+
+
 def test_leading_dimensions_stay(ort):
     chain = Chain("fp6_e3m2", [256, 48])
     x = chain.x(6)
@@ -222,8 +241,8 @@ def test_leading_dimensions_stay(ort):
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
-        ({"layout": 2}, "attribute layout is 2; this version of onnxq knows 1"),
-        ({"shape": [256, 40]}, r"attribute shape is \[256, 40\]; the layout tiled1 has"),
+        ({"layout": 1}, "attribute layout is 1; this version of onnxq knows 2"),
+        ({"shape": [256, 40]}, r"attribute shape is \[256, 40\]; the layout tiled2 has"),
         ({"shape": [384, 48]}, r"packed has shape \[3, 2, 1536\]; a weight \[384, 48\] .* has \[3, 3, 1536\]"),
         ({"block_size": 48}, "attribute block_size is 48; the GPU kernels take"),
         ({"block_size": 128}, r"scale has shape \[1, 48\]; .* with blocks of 128 has \[2, 48\]"),

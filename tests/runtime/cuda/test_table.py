@@ -56,7 +56,16 @@ def test_of_two_products_as_near_the_one_of_the_same_format_and_groups_decides()
             for each in measured()
             if (each.fmt, each.group, each.N, each.K, each.M) == (operand.fmt, operand.group, 4096, 4096, 1)
         )
-        assert choose(operand, 1, 5120, 4096) == line.configuration
+        assert choose(operand, 1, 4608, 4096) == line.configuration
+
+
+def test_a_block_of_a_gated_product_has_gates_and_ups_in_pairs():
+    for operand in (Operand("fp6_e2m3", gated=True), Operand("uint4", group=32, zero=True, gated=True)):
+        for M in ROWS:
+            assert choose(operand, M, 28672, 4096).rows % 32 == 0
+    # Sums of float32 pieces are gated afterwards.
+    wide = Operand("fp6_e2m3", "float32", gated=True)
+    assert plan(wide, 28672, 4096) == plan(Operand("fp6_e2m3", "float32"), 28672, 4096)
 
 
 def test_few_rows_stream_and_many_rows_tile():
