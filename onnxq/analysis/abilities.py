@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.analysis.evaluate import check_vocabulary, scores_output
+from onnxq.analysis.scores import check_vocabulary, scores_output
 from onnxq.errors import DataError, UsageError
 from onnxq.model.load import Model
 from onnxq.runtime.inputs import inputs_of, token_input

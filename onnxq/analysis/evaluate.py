@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.analysis.execution import Execution, execution
+from onnxq.analysis.scores import check_vocabulary, negative_log_likelihood, scores_output
 from onnxq.errors import DataError, NonFiniteError, UsageError
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """(samples done, samples in all)"""
 
-# Logits in float64 at a time: 16 MiB, whatever the vocabulary.
-_CHUNK_VALUES = 1 << 21
 # exp overflows float64 a little above.
 _LARGEST_MEAN_NLL = 700.0
 
@@ -188,40 +187,6 @@ def _by_token(
     return np.stack(steps, axis=1, dtype=np.float32, casting="same_kind")
 
 
-def negative_log_likelihood(logits: NDArray[Any], targets: NDArray[np.int64], where: str = "the input") -> float:
-    """Sum of -log softmax(logits)[target] in nats, added up in float64.
-
-    Args:
-        logits: [tokens, vocabulary] of any float type.
-        targets: [tokens] ids.
-        where: what an error calls the place.
-
-    Raises:
-        NonFiniteError: a score is NaN or +Inf, or a target's is -Inf.
-    """
-    total = 0.0
-    rows = max(1, _CHUNK_VALUES // logits.shape[1])
-    for start in range(0, len(targets), rows):
-        chunk = logits[start : start + rows].astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            chunk -= chunk.max(axis=1, keepdims=True)
-            picked = chunk[np.arange(len(chunk)), targets[start : start + rows]]
-            losses = np.log(np.exp(chunk).sum(axis=1)) - picked
-        if not np.isfinite(losses).all():
-            bad = np.flatnonzero(~np.isfinite(losses))
-            raise NonFiniteError(f"the model's scores are NaN or Inf in {where} (first at token {start + int(bad[0])})")
-        total += float(losses.sum())
-    return total
-
-
-def check_vocabulary(tokens: NDArray[np.int64], vocabulary: int) -> None:
-    """Raise a DataError if a token is beyond what the model scores."""
-    if (largest := int(tokens.max())) >= vocabulary:
-        raise DataError(
-            f"the data has token {largest}, the model scores {vocabulary}: the tokens are another tokenizer's"
-        )
-
-
 def _accuracy(
     opened: "onnxruntime.InferenceSession", feeds: Feeds, classes: Array, how: Execution, progress: Progress | None
 ) -> Evaluation:
@@ -261,20 +226,3 @@ def _labels(labels: Source | None, feeds: Feeds) -> Array:
     if found.dtype.kind not in "iu" or found.size != len(found) or len(found) < feeds.samples:
         raise DataError(f"labels are one class number a sample ({feeds.samples}), not {found.dtype}{list(found.shape)}")
     return found.reshape(-1)
-
-
-def scores_output(outputs: Sequence[Any], ranks: Collection[int]) -> Any:
-    """The output that holds scores in its last dimension: `logits`, or else the first of one of the ranks.
-
-    Raises:
-        DataError: No output has such a rank.
-    """
-    fitting = [output for output in outputs if len(output.shape) in ranks]
-    for output in fitting:
-        if output.name == "logits":
-            return output
-    if not fitting:
-        listed = ", ".join(f"{output.name}{output.shape}" for output in outputs)
-        dimensions = " or ".join(map(str, ranks))
-        raise DataError(f"no output has {dimensions} dimensions with scores in the last one: the model has {listed}")
-    return fitting[0]

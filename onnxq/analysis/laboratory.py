@@ -11,8 +11,8 @@ from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
-from onnxq.model.labels import Named
 from onnxq.model.load import Model, load
+from onnxq.model.named import Named
 from onnxq.model.sites import Weight
 from onnxq.passes.candidates import solve_each, statistics_of
 from onnxq.passes.plan import Plan, make_plan

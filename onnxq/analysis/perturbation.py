@@ -15,8 +15,8 @@ from onnxq.analysis.swapping import Swapping
 from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError, nearest
 from onnxq.methods.noise import KINDS, Kind, noise
-from onnxq.model.labels import Named
 from onnxq.model.load import Model, load
+from onnxq.model.named import Named
 from onnxq.model.overrides import Addend
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.calibrate import reading_of

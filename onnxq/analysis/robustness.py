@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.analysis.divergence import are_probabilities, log_probabilities
-from onnxq.analysis.evaluate import scores_output
+from onnxq.analysis.scores import scores_output
 from onnxq.errors import DataError, UsageError, number_of
 from onnxq.model.load import Model
 from onnxq.runtime.inputs import inputs_of

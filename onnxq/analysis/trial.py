@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.analysis.divergence import Divergence, Reference, Sums
-from onnxq.analysis.evaluate import scores_output
+from onnxq.analysis.scores import scores_output
 from onnxq.analysis.swapping import Run, Swapping
 from onnxq.model.sites import Weight
 from onnxq.runtime.inputs import token_input

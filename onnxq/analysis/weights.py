@@ -12,7 +12,7 @@ from onnxq.formats import get_format
 from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve import rtn
 from onnxq.model.sites import Weight
-from onnxq.passes.plan import grouping
+from onnxq.passes.form import grouping
 from onnxq.recipes import QuantSpec, load_recipe
 
 # Recipes whose fit is measured; each is one quantization people would choose for a whole model.

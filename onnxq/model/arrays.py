@@ -1,5 +1,6 @@
 """Arrays, and a few words about them, in one safetensors file."""
 
+import re
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -33,7 +34,13 @@ def write_arrays(
         with replacing(path) if lasting else nullcontext(path) as partial:
             save_file(plain, partial, dict(words))
     except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {what}: {getattr(error, 'strerror', None) or error}") from error
+        raise OutputError(f"cannot write {what}: {_cause(error)}") from error
+
+
+def _cause(error: Exception) -> str:
+    """What the system says, which safetensors wraps in a sentence of its own."""
+    found = re.search(r"I/O error: (.+?) \(os error", str(error))
+    return found[1] if found else str(getattr(error, "strerror", None) or error)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

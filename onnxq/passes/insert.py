@@ -13,7 +13,7 @@ from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Outliers, Solution
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, describe, drop_unused
-from onnxq.passes.plan import grouping, leaves_standard
+from onnxq.passes.form import grouping, leaves_standard
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import Target
 from onnxq.recipes import QuantSpec

@@ -20,12 +20,13 @@ from onnxq.passes import int8
 from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
+from onnxq.passes.form import leaves_tiled, runs_as_integers
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
 from onnxq.passes.joining import Joining
 from onnxq.passes.partly_binary import insert_partly_binary
-from onnxq.passes.plan import Decision, Plan, leaves_tiled, runs_as_integers
+from onnxq.passes.plan import Decision, Plan
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import in_order, solve, unusable, work_of

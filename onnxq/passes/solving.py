@@ -21,7 +21,8 @@ from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
-from onnxq.passes.plan import Decision, Plan, grouping
+from onnxq.passes.form import grouping
+from onnxq.passes.plan import Decision, Plan
 from onnxq.recipes import NonFinitePolicy, QuantSpec
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from onnxq.report import figures
 from onnxq.report.findings import LayerLosses, Tradeoff
-from onnxq.report.report import Entry, Report
-from onnxq.report.terminal import bits_each
+from onnxq.report.report import Entry, Report, bits_each
 from onnxq.report.text import op_text, seconds_text, shape_text, size_text
 
 # Large pictures of single weights: enough to see a pattern.

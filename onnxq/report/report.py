@@ -1,12 +1,13 @@
 """`Report`: what a conversion did to each weight and activation, and why it left others alone."""
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onnxq.model.labels import Named
+from onnxq.model.named import Named
 from onnxq.model.replacing import replacing
 from onnxq.passes.record import PassRecord
 from onnxq.passes.step import Change
@@ -155,3 +156,19 @@ def tally(reasons: Sequence[str]) -> dict[str, int]:
     """How often each reason stands, the most frequent first."""
     counts = {reason: reasons.count(reason) for reason in dict.fromkeys(reasons)}
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def bytes_before(entries: Sequence[Entry]) -> int:
+    """What some weights took in the input."""
+    return sum(each.size_bytes for each in entries)
+
+
+def bytes_after(entries: Sequence[Entry]) -> int:
+    """What they take in the output."""
+    return sum(each.result_bytes for each in entries)
+
+
+def bits_each(entries: Sequence[Entry], *, before: bool = False) -> float:
+    """Bits that an element takes in the file, with scales and zero points; `before` the conversion if asked."""
+    elements = sum(math.prod(each.shape) for each in entries)
+    return 8 * (bytes_before(entries) if before else bytes_after(entries)) / elements if elements else math.nan

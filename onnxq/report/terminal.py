@@ -1,6 +1,5 @@
 """A `Report` as tables for a terminal."""
 
-import math
 from collections.abc import Iterator, Sequence
 
 from rich.console import RenderableType
@@ -8,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.errors import number_of
-from onnxq.report.report import Entry, Report, tally
+from onnxq.report.report import Entry, Report, bits_each, bytes_after, bytes_before, tally
 from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, size_text, table
 
 
@@ -33,18 +32,12 @@ def planned(report: Report) -> Iterator[RenderableType]:
     yield from _skipped(report)
     yield from _activations(report)
     share = f" ({len(report.quantized)} of {number_of(len(report.entries), 'weight')})" if report.entries else ""
-    after = report.model_bytes - _before(report.entries) + _after(report.entries)
+    after = report.model_bytes - bytes_before(report.entries) + bytes_after(report.entries)
     yield Text(
         f"recipe {report.recipe}, target {report.target}: {size_text(report.model_bytes)} would become about "
         f"{size_text(after)}{share}"
     )
     yield from _notes(report)
-
-
-def bits_each(entries: Sequence[Entry], *, before: bool = False) -> float:
-    """Bits that an element takes in the file, with scales and zero points; `before` the conversion if asked."""
-    elements = sum(math.prod(each.shape) for each in entries)
-    return 8 * (_before(entries) if before else _after(entries)) / elements if elements else math.nan
 
 
 def _by_format(report: Report) -> Table:
@@ -64,7 +57,7 @@ def _by_format(report: Report) -> Table:
         made.add_row(name, *_sums(entries), f"{bits_each(entries):.2f}", _quality(entries))
     if report.skipped:
         made.add_row("left as is", *_sums(report.skipped))
-    rest = report.model_bytes - _before(report.entries), report.output_bytes - _after(report.entries)
+    rest = report.model_bytes - bytes_before(report.entries), report.output_bytes - bytes_after(report.entries)
     made.add_row("rest of the file", "", *(f"{size:,}" for size in rest))
     made.add_row("file", str(len(report.entries)), f"{report.model_bytes:,}", f"{report.output_bytes:,}", style="bold")
     return made
@@ -147,7 +140,7 @@ def _notes(report: Report) -> Iterator[RenderableType]:
 
 def _sums(entries: Sequence[Entry]) -> tuple[str, str, str]:
     # All digits, so that the columns add up.
-    return str(len(entries)), f"{_before(entries):,}", f"{_after(entries):,}"
+    return str(len(entries)), f"{bytes_before(entries):,}", f"{bytes_after(entries):,}"
 
 
 def _quality(entries: Sequence[Entry]) -> str:
@@ -165,11 +158,3 @@ def _worst(report: Report) -> Iterator[RenderableType]:
     if measured:
         worst = min(measured, key=lambda each: each.sqnr_db or 0.0)
         yield Text(f"Lowest SQNR: {worst.sqnr_db:.1f} dB, {worst.label} ({worst.format})")
-
-
-def _before(entries: Sequence[Entry]) -> int:
-    return sum(each.size_bytes for each in entries)
-
-
-def _after(entries: Sequence[Entry]) -> int:
-    return sum(each.result_bytes for each in entries)

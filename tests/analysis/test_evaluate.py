@@ -7,7 +7,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxq.analysis.evaluate import evaluate, negative_log_likelihood
+from onnxq.analysis.evaluate import evaluate
+from onnxq.analysis.scores import negative_log_likelihood
 from onnxq.errors import DataError, NonFiniteError, UsageError
 from onnxq.model.load import load
 

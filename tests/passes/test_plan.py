@@ -9,7 +9,8 @@ import onnxq
 from onnxq.errors import UsageError
 from onnxq.formats import get_format, get_scale_type
 from onnxq.model.sites import find_weights
-from onnxq.passes.plan import grouping, make_plan
+from onnxq.passes.form import grouping
+from onnxq.passes.plan import make_plan
 from onnxq.passes.selection import Selection
 from onnxq.passes.target import check_target, is_standard_form, needed_versions
 from onnxq.recipes import QuantSpec, Recipe, load_recipe, parse_recipe

@@ -16,7 +16,7 @@ from onnxq.model.save import Staging
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.finish import finish
-from onnxq.passes.plan import grouping
+from onnxq.passes.form import grouping
 from onnxq.passes.rotation.choice import Place, Roundings, choose_places, costs_of
 from onnxq.passes.rotation.fold import Folding
 from onnxq.passes.rotation.linear import Linear, find_linears
