@@ -73,6 +73,11 @@ class SessionError(OnnxqError):
     exit_code = 10
 
 
+def number_of(count: int, noun: str) -> str:
+    """`1 weight`, `2,048 weights`."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names and points at the nearest one."""
     valid = list(valid)

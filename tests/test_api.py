@@ -146,7 +146,7 @@ def test_broken_weight_leaves_nothing(proto: onnx.ModelProto, path: Path) -> Non
     weight[3, 5] = np.nan
     proto.graph.initializer[0].CopyFrom(numpy_helper.from_array(weight, "w1"))
     path.write_bytes(proto.SerializeToString())
-    with pytest.raises(NonFiniteError, match=r"weight 'w1' has 1 NaN or Inf values \(first at \[3, 5\]\)"):
+    with pytest.raises(NonFiniteError, match=r"weight 'w1' has 1 NaN or Inf value \(first at \[3, 5\]\)"):
         quantize(path, "fp6", output=path.with_name("out.onnx"))
     assert [each.name for each in path.parent.iterdir()] == ["m.onnx"]
 

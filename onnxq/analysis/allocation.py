@@ -10,6 +10,7 @@ from onnxq.analysis.laboratory import Effect, Laboratory, Progress, laboratory
 from onnxq.analysis.spikes import skip_rules, spikes
 from onnxq.errors import UsageError
 from onnxq.model.load import Model, load
+from onnxq.model.sites import Weight
 from onnxq.passes.selection import Selection
 from onnxq.recipes import Recipe, Rule
 from onnxq.recipes.rungs import LADDER, recipe_for
@@ -118,10 +119,11 @@ def allocate(
         threads=threads,
         selection=selection,
     ) as lab:
+        _check_budget(loaded, lab, bits, size_bytes)
         layers = Layers(lab, threads, progress)
         if not layers.weights:
             raise UsageError("no weight of this model is quantized by any of these formats ('onnxq plan' says why)")
-        budget = int(bits * layers.elements / 8) if bits is not None else _left(loaded, layers, lab, size_bytes or 0)
+        budget = _budget(loaded, layers.weights, len(lab.recipes), bits, size_bytes)
         found = spread(layers, budget)
     return replace(found, recipe=found.recipe.with_rules(*rules))
 
@@ -175,15 +177,31 @@ def _candidates(layers: Layers, names: Sequence[str], budget: int) -> dict[str, 
             found["allocated" if not lowest else f"allocated, {names[lowest]} and above"] = chosen
     if not found:
         cheapest = sum(min(option.size_bytes for option in options) for options in layers.options)
-        raise UsageError(
-            f"the budget is {8 * budget / layers.elements:.2f} bits for each element; with these formats the weights "
-            f"take {8 * cheapest / layers.elements:.2f} at least: allow more, or add smaller formats"
-        )
+        raise _too_small(budget, cheapest, layers.elements)
     return found
 
 
-def _left(model: Model, layers: Layers, lab: Laboratory, size_bytes: int) -> int:
-    """What a size of the file leaves for the weights."""
-    before = sum(weight.size_bytes for weight in layers.weights)
-    added = _FUNCTION_BYTES * len(lab.recipes) + _NODE_BYTES * len(layers.weights)
-    return max(0, size_bytes - (model.size_bytes - before) - added)
+def _check_budget(model: Model, lab: Laboratory, bits: float | None, size_bytes: int | None) -> None:
+    """Refuse a budget that no choice keeps to, before anything is solved."""
+    concerned = [at for at in range(len(lab.weights)) if any(plan.decisions[at].spec for plan in lab.plans)]
+    weights = [lab.weights[at] for at in concerned]
+    budget = _budget(model, weights, len(lab.recipes), bits, size_bytes)
+    cheapest = sum(min(plan.decisions[at].planned_bytes for plan in lab.plans) for at in concerned)
+    if budget < cheapest:
+        raise _too_small(budget, cheapest, sum(weight.size for weight in weights))
+
+
+def _budget(model: Model, weights: Sequence[Weight], formats: int, bits: float | None, size_bytes: int | None) -> int:
+    """Bytes for some weights, from bits for each element or from what a size of the file leaves for them."""
+    if bits is not None:
+        return int(bits * sum(weight.size for weight in weights) / 8)
+    before = sum(weight.size_bytes for weight in weights)
+    added = _FUNCTION_BYTES * formats + _NODE_BYTES * len(weights)
+    return max(0, (size_bytes or 0) - (model.size_bytes - before) - added)
+
+
+def _too_small(budget: int, cheapest: int, elements: int) -> UsageError:
+    return UsageError(
+        f"the budget is {8 * budget / elements:.2f} bits for each element; with these formats the weights take "
+        f"{8 * cheapest / elements:.2f} at least: allow more, or add smaller formats"
+    )

@@ -116,7 +116,7 @@ def evaluate(
         SessionError: onnxruntime cannot load or run the model.
     """
     if (tokens is None) == (data is None):
-        raise UsageError("give either tokens (for perplexity) or data (for accuracy)")
+        raise UsageError("give either tokens, for perplexity (--tokens), or data, for accuracy (--data)")
     if sequence < 2:
         raise UsageError(f"sequence is {sequence}; predicting a token needs one before it, so at least 2")
     loaded, opening = checked(model)

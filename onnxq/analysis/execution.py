@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from onnxq.errors import number_of
 from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
 from onnxq.model.operators import Operand, weight_operands
@@ -44,6 +45,7 @@ class Execution:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
         rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
         rotated: values that a function rotates (`Hadamard`).
+        cached: tensors of keys and values that are unpacked by a function (`CacheDequantize<F>`).
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
         plain: matmuls and convolutions with a float weight.
@@ -55,6 +57,7 @@ class Execution:
     functions: dict[str, int] = field(default_factory=dict)
     rounded: int = 0
     rotated: int = 0
+    cached: int = 0
     dequantized: int = 0
     integer: int = 0
     plain: int = 0
@@ -69,23 +72,27 @@ class Execution:
         lines = []
         for kind in self.fused:
             how = "activations rounded to int8" if kind.accuracy_level == INT8_LEVEL else "float activations"
-            matmuls = _counted(kind.count, f"fused {kind.bits}-bit matmul")
+            matmuls = number_of(kind.count, f"fused {kind.bits}-bit matmul")
             lines.append(f"{matmuls} at accuracy level {kind.accuracy_level} ({how})")
         for name, count in self.native.items():
             rounding = self.native_int8.get(name, 0)
             line = f"{count} onnxq {name} in a native kernel, on packed weights"
             lines.append(line + (f" ({rounding} with activations rounded to int8)" if rounding else ""))
-        lines += [f"{count} onnxq {name}, folded to float at load" for name, count in self.functions.items()]
+        for name, count in self.functions.items():
+            where = " (their kernel is for CUDA)" if is_tiled(name) else ""
+            lines.append(f"{count} onnxq {name}, folded to float at load{where}")
         if self.rounded:
-            lines.append(f"{_counted(self.rounded, 'activation')} rounded by a function in every run")
+            lines.append(f"{number_of(self.rounded, 'activation')} rounded by a function in every run")
         if self.rotated:
-            lines.append(f"{_counted(self.rotated, 'value')} rotated by a function in every run")
+            lines.append(f"{number_of(self.rotated, 'value')} rotated by a function in every run")
+        if self.cached:
+            lines.append(f"{number_of(self.cached, 'cache tensor')} packed and unpacked by functions in every run")
         if self.dequantized:
-            lines.append(f"{_counted(self.dequantized, 'weight')} dequantized to float in every run")
+            lines.append(f"{number_of(self.dequantized, 'weight')} dequantized to float in every run")
         if self.integer:
-            lines.append(f"{_counted(self.integer, 'product')} of quantized activations and quantized weights")
+            lines.append(f"{number_of(self.integer, 'product')} of quantized activations and quantized weights")
         if self.plain:
-            lines.append(f"{_counted(self.plain, 'product')} with float weights")
+            lines.append(f"{number_of(self.plain, 'product')} with float weights")
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,14 +106,11 @@ class Execution:
             "functions": dict(self.functions),
             "rounded": self.rounded,
             "rotated": self.rotated,
+            "cached": self.cached,
             "dequantized": self.dequantized,
             "integer": self.integer,
             "plain": self.plain,
         }
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def execution(
@@ -140,6 +144,9 @@ def execution(
             ways["rounded"] += 1
         elif node.domain == "onnxq" and node.op_type == "Hadamard":
             ways["rotated"] += 1
+        elif node.domain == "onnxq" and node.op_type.startswith("Cache"):
+            # The others of its kind prepare what it reads in the next run.
+            ways["cached"] += node.op_type.startswith("CacheDequantize")
         elif node.domain == "onnxq":
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
             if node.op_type in has_kernel and accuracy_level == INT8_LEVEL and not cuda:
@@ -155,6 +162,11 @@ def execution(
         dict(sorted((+counts).items())) for counts in (kernels, rounding, functions)
     )
     return Execution(tuple(kinds), native_counts, native_int8, function_counts, **ways)
+
+
+def is_tiled(operator: str) -> bool:
+    """Whether an operator of onnxq's reads weights in the order of its GPU kernels."""
+    return "Tiled" in operator
 
 
 def _with_kernels(*, cuda: bool) -> frozenset[str]:

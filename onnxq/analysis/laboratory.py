@@ -11,6 +11,7 @@ from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
+from onnxq.model.labels import Named
 from onnxq.model.load import Model, load
 from onnxq.model.sites import Weight
 from onnxq.passes.candidates import solve_each, statistics_of
@@ -30,14 +31,10 @@ Rungs = str | Path | Recipe | Sequence[str | Path | Recipe]
 
 
 @dataclass(frozen=True)
-class Effect:
+class Effect(Named):
     """One weight quantized by one recipe, all others float.
 
     Attributes:
-        weight: Name of the constant.
-        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
-        op: Type of the operator that reads it.
-        readers: Names of the nodes that read it.
         role: What it is for.
         shape: As the operators read it.
         recipe: Name of the recipe.
@@ -51,10 +48,6 @@ class Effect:
         output_sqnr_db: Power of the scores over that of their change.
     """
 
-    weight: str
-    label: str
-    op: str
-    readers: tuple[str, ...]
     role: Role
     shape: tuple[int, ...]
     recipe: str

@@ -15,6 +15,7 @@ from onnxq.analysis.swapping import Swapping
 from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError, nearest
 from onnxq.methods.noise import KINDS, Kind, noise
+from onnxq.model.labels import Named
 from onnxq.model.load import Model, load
 from onnxq.model.overrides import Addend
 from onnxq.model.sites import Weight, find_weights
@@ -23,23 +24,15 @@ from onnxq.statistics.data import Source
 
 
 @dataclass(frozen=True)
-class Perturbation:
+class Perturbation(Named):
     """One weight.
 
     Attributes:
-        weight: Name of the constant.
-        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
-        op: Type of the operator that reads it.
-        readers: Names of the nodes that read it.
         tensor: Its input, shared by all weights that read it; None where that is not a value of the main graph.
         weight_kl: KL of the predictions with noise in the weight, in nats.
         input_kl: KL of the predictions with noise in the input, for all weights that read it; None without a tensor.
     """
 
-    weight: str
-    label: str
-    op: str
-    readers: tuple[str, ...]
     tensor: str | None
     weight_kl: float
     input_kl: float | None
@@ -98,7 +91,7 @@ def perturb(
         limit: Use only the first `limit` windows or samples; None uses all.
         providers: Onnxruntime's execution providers.
         threads: Threads within one operator.
-        progress: Called after each variant.
+        progress: Named after each variant.
 
     Raises:
         UsageError: There is no such kind of noise.

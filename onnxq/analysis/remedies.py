@@ -39,7 +39,7 @@ def of_weight(fit: WeightFit) -> Iterator[str]:
             yield f"heavy tails (kurtosis {spread.kurtosis:.0f}): {' and '.join(remedies)}"
     if 0 < spread.outlier_inputs <= max(1, _FEW * spread.inputs):
         yield (
-            f"{spread.outlier_inputs} of {spread.inputs} input channels are over {OUTLIER_RATIO:.0f} times as large as "
+            f"{spread.outlier_inputs} of {spread.inputs} input channels over {OUTLIER_RATIO:.0f} times as large as "
             "the median one: smoothing or a rotation takes them out of the scales"
         )
 
@@ -48,7 +48,7 @@ def of_activation(found: ActivationRange) -> Iterator[str]:
     """What stands out about an activation, for those who want to quantize it too."""
     if found.outlier_channels and found.outlier_channels <= max(1, _FEW * found.channels):
         yield (
-            f"{found.outlier_channels} of {found.channels} channels are over {OUTLIER_RATIO:.0f} times as large as the "
+            f"{found.outlier_channels} of {found.channels} channels over {OUTLIER_RATIO:.0f} times as large as the "
             "median one: smoothing or a rotation spreads them"
         )
     if found.spike > SPIKE_RATIO:

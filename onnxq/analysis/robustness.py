@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from onnxq.analysis.divergence import are_probabilities, log_probabilities
 from onnxq.analysis.evaluate import scores_output
-from onnxq.errors import DataError, UsageError
+from onnxq.errors import DataError, UsageError, number_of
 from onnxq.model.load import Model
 from onnxq.runtime.inputs import inputs_of
 from onnxq.runtime.session import run, session
@@ -210,5 +210,5 @@ def _labelled(data: Source, name: str, limit: int | None) -> tuple[NDArray[np.fl
         raise DataError(f"an attack needs named arrays, '{name}' and '{LABELS}'")
     clean, labels = arrays[name][:limit], arrays[LABELS].reshape(-1)[:limit]
     if len(clean) != len(labels) or not len(clean):
-        raise DataError(f"there are {len(clean)} samples and {len(labels)} labels")
+        raise DataError(f"the data has {number_of(len(clean), 'sample')} and {number_of(len(labels), 'label')}")
     return clean.astype(np.float32), labels.astype(np.int64)

@@ -15,6 +15,7 @@ from onnxq.cli.options import (
     Providers,
     provider_list,
 )
+from onnxq.errors import number_of
 
 Data = Annotated[
     str,
@@ -90,6 +91,6 @@ def calibrate(
             }
         )
         return
-    made_up = " synthetic" if found.synthetic else ""
-    show(Text(f"{tensors} tensors seen on {found.samples}{made_up} samples"))
+    seen_on = number_of(found.samples, "synthetic sample" if found.synthetic else "sample")
+    show(Text(f"{number_of(tensors, 'tensor')} seen on {seen_on}"))
     show(Text(f"Wrote {output} ({output.stat().st_size:,} bytes)"))

@@ -9,6 +9,7 @@ import typer
 
 from onnxq.cli.console import show_json, tell
 from onnxq.cli.options import AccuracyLevel, AsJson, ModelFile, Providers, Threads, provider_list
+from onnxq.errors import number_of
 
 if TYPE_CHECKING:
     from onnxq.runtime.generate import Generation
@@ -99,7 +100,7 @@ def generate(
     tokens = sum(len(each.tokens) for each in made)
     speed = f"{tokens / made[0].seconds:.0f} tokens/s" if made[0].seconds else "none needed"
     again = "" if generator.has_cache else ", reading all of it again for each: the model has no cache"
-    tell(f"{tokens} tokens up to {finish}, {speed}{again}", style="dim")
+    tell(f"{number_of(tokens, 'token')} up to {finish}, {speed}{again}", style="dim")
 
 
 def _to_dict(model: Path, prompt: str, made: "Generation") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from onnxq.cli.options import (
     Providers,
     provider_list,
 )
+from onnxq.errors import number_of
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -78,7 +79,7 @@ def _rendered(found: "Inspection") -> "Iterator[RenderableType]":
     yield Text(f"{found.path}: {size_text(found.size_bytes)}{where}; IR version {found.ir_version}, opset {opsets}")
     for label, values in (("Inputs", found.inputs), ("Outputs", found.outputs)):
         yield Text("\n".join((f"\n{label}", *(f"  {value}" for value in values))))
-    yield Text(f"\n{sum(found.operators.values())} operators")
+    yield Text(f"\n{number_of(sum(found.operators.values()), 'operator')}")
     yield Columns([f"{count:>5} {name}" for name, count in found.operators.items()], padding=(0, 2))
     if found.made_by:
         yield Text(f"\nMade by onnxq {found.made_by.get('version', '?')} for target {found.made_by.get('target', '?')}")
@@ -93,7 +94,7 @@ def _rendered(found: "Inspection") -> "Iterator[RenderableType]":
     elif not found.stored:
         yield Text("\nNo float constants of two or more dimensions: there is nothing to quantize.")
     if obstacles := [str(each.obstacle) for each in found.weights if each.obstacle]:
-        yield Text(f"\nCannot be quantized: {len(obstacles)} of {len(found.weights)} weights")
+        yield Text(f"\nCannot be quantized: {len(obstacles)} of {number_of(len(found.weights), 'weight')}")
         yield counted(tally(obstacles))
     if found.mean_sqnr_db():
         yield Text("\nAll float weights together, SQNR in dB")
@@ -134,7 +135,7 @@ def _stored(found: "Inspection") -> "Table":
     total = sum(each.size_bytes for each in found.stored)
     elements = sum(math.prod(each.shape) for each in found.stored)
     mean = f"{8 * total / elements:.2f}"
-    made.add_row(f"{len(found.stored)} weights", "", "", "", "", f"{total:,}", "", mean, style="bold")
+    made.add_row(number_of(len(found.stored), "weight"), "", "", "", "", f"{total:,}", "", mean, style="bold")
     return made
 
 
@@ -164,7 +165,7 @@ def _weights(found: "Inspection") -> "Table":
             *(f"{each.sqnr_db[recipe]:.1f}" if recipe in each.sqnr_db else "" for recipe in shown),
         )
     total = sum(each.size_bytes for each in found.weights)
-    made.add_row(f"{len(found.weights)} weights", "", "", "", f"{total:,}", style="bold")
+    made.add_row(number_of(len(found.weights), "weight"), "", "", "", f"{total:,}", style="bold")
     return made
 
 

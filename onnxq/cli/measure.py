@@ -1,7 +1,6 @@
 """`onnxq evaluate` and `onnxq compare`: what a model is worth, and where it departs from another."""
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,14 +18,11 @@ from onnxq.cli.options import (
     Threads,
     provider_list,
 )
+from onnxq.cli.verdicts import comparison_shown, evaluation_shown
 from onnxq.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from onnxq.analysis.abilities import Abilities
-    from onnxq.analysis.compare import Comparison, Difference
-    from onnxq.analysis.evaluate import Evaluation
     from onnxq.analysis.robustness import Robustness
 
 Tokens = Annotated[
@@ -134,7 +130,7 @@ def evaluate(
     if as_json:
         show_json({"model": str(model), **found.to_dict(), **({"checks": checked.to_dict()} if checked else {})})
     else:
-        show(_evaluation(found, sequence, checked))
+        show(evaluation_shown(found, sequence, checked))
 
 
 def compare(
@@ -174,7 +170,7 @@ def compare(
     if as_json:
         show_json({"a": str(a), "b": str(b), **found.to_dict()})
     else:
-        _show_comparison(found, None if along else worst)
+        show(*comparison_shown(found, None if along else worst))
 
 
 def _labelled(data: Path | None, labels: str | None) -> tuple[Any, Any]:
@@ -198,110 +194,3 @@ def _joined(data: Any, labels: Any) -> Any:
 
     arrays = read(data)
     return {**arrays, LABELS: read(labels)} if labels is not None and isinstance(arrays, dict) else arrays
-
-
-def _evaluation(found: "Evaluation", sequence: int, checked: "Abilities | Robustness | None" = None) -> "Table":
-    from rich.table import Table
-
-    lines = Table.grid(padding=(0, 2))
-    if found.metric == "perplexity":
-        where = f"{found.tokens:,} tokens predicted in {found.samples} windows of {sequence}"
-        lines.add_row("perplexity", f"{found.value:.4f}", where)
-        lines.add_row("speed", f"{found.tokens_per_second:,.0f} tokens/s", f"{found.seconds:.2f} s in onnxruntime")
-    else:
-        right = round(found.value * found.samples)
-        lines.add_row("accuracy", f"{found.value:.2%}", f"{right} of {found.samples} samples")
-        lines.add_row("speed", f"{found.samples / found.seconds:,.0f} samples/s", f"{found.seconds:.2f} s")
-    for row in _checks(checked):
-        lines.add_row(*row)
-    for number, sentence in enumerate(found.execution.sentences()):
-        lines.add_row("" if number else "how it ran", "", sentence)
-    return lines
-
-
-def _checks(checked: "Abilities | Robustness | None") -> "Iterator[tuple[str, str, str]]":
-    from onnxq.analysis.abilities import Abilities
-
-    if checked is None:
-        return
-    if isinstance(checked, Abilities):
-        yield "next token", f"{checked.next_token:.2%}", f"of {checked.tokens:,} tokens have the highest score"
-        without = f"{checked.unseen:.2%} where they come first"
-        yield "copying", f"{checked.copying:.2%}", f"of {checked.copied:,} random tokens that come again; {without}"
-        return
-    change = f"by {checked.strength:.3g} at most, {checked.samples} samples"
-    yield "with noise", f"{checked.noise:.2%}", change
-    how = "" if checked.exact else "; from random directions, a weak attack"
-    yield "attacked", f"{checked.attacked:.2%}", f"along the gradient (FGSM), {change}{how}"
-
-
-def _show_comparison(found: "Comparison", worst: int | None) -> None:
-    """With `worst` None, all layers in their order."""
-    from rich.text import Text
-
-    show(_differences("output", found.outputs))
-    for line in _outcomes(found):
-        show(Text(line))
-    if worst != 0 and found.layers:
-        show(Text())
-        if worst is None:
-            show(_differences("layer", found.layers))
-        else:
-            show(_differences("layer, furthest apart first", found.worst(worst)))
-            if (more := len(found.layers) - worst) > 0:
-                show(Text(f"and {more} layers that are closer (--worst N, --along, --json)"))
-        show(Text(_jump(found)))
-    for name, reason in found.skipped.items():
-        show(Text(f"not compared: {name}: {reason}", style="yellow"))
-    show(Text(f"\n{found.samples} samples"))
-    for model, execution in zip("AB", found.execution, strict=True):
-        show(Text(f"{model}: " + "; ".join(execution.sentences())))
-
-
-def _outcomes(found: "Comparison") -> Iterator[str]:
-    for each in found.agreements:
-        shared = "" if each.shared is None else f"; {each.shared:.2%} of the best {each.best} shared"
-        yield f"{each.name}: the same best in {each.same_best:.2%} of {each.rows:,} rows{shared}"
-    if found.worst_samples:
-        listed = ", ".join(f"{each.sample} ({each.sqnr_db:.1f} dB)" for each in found.worst_samples)
-        yield f"samples furthest apart: {listed}"
-
-
-def _jump(found: "Comparison") -> str:
-    jump = found.jump()
-    if jump is None:
-        return "The error jumps nowhere: no layer is 6 dB worse than all before it"
-    before, at = jump
-    now = f"{at.nonfinite:,} NaN or Inf" if at.nonfinite else f"{at.sqnr_db:.1f} dB"
-    until = "" if before is None else f", where nothing before it was under {before.sqnr_db:.1f} dB"
-    where = f"{at.name} of {at.module}" if at.module else at.name
-    return f"The error jumps first at {where}: {now}{until}"
-
-
-def _differences(title: str, rows: "Sequence[Difference]") -> "Table":
-    from onnxq.report.text import Column, Name, op_text, table
-
-    modules: dict[str, Column] = {"module": "name"} if any(each.module for each in rows) else {}
-    made = table(
-        {
-            title: "name",
-            **modules,
-            "operator": "word",
-            "SQNR dB": "number",
-            "cosine": "number",
-            "largest difference": "number",
-        }
-    )
-    for each in rows:
-        ratio = "equal" if each.sqnr_db == math.inf else f"{each.sqnr_db:.1f}"
-        broken = f"{each.nonfinite:,} NaN or Inf" if each.nonfinite else None
-        made.add_row(
-            Name(each.name),
-            *([Name(each.module)] if modules else []),
-            op_text(each.operator),
-            ratio,
-            f"{each.cosine:.6f}",
-            broken or f"{each.max_abs:.3g}",
-            style="red" if broken else None,
-        )
-    return made

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onnxq.errors import number_of
 from onnxq.report.text import Name, op_text, seconds_text, shape_text, table
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def _sensitivity(found: "Sensitivity", worst: int) -> "Iterator[RenderableType]"
     yield made
     yield from _rest(len(found.effects), worst)
     if found.skipped:
-        yield Text(f"{len(found.skipped)} weights are not quantized by any of these recipes ('onnxq plan' says why)")
+        left = number_of(len(found.skipped), "weight")
+        yield Text(f"{left} left float by all of these recipes ('onnxq plan' says why)")
     yield Text(_speed(found.runs, found.run_seconds, found.load_seconds, found.samples))
 
 
@@ -75,7 +77,7 @@ def _perturbations(found: "Perturbations", worst: int) -> "Iterator[RenderableTy
         made.add_row(Name(each.label), op_text(each.op), f"{each.weight_kl:.2e}", inputs)
     yield made
     yield from _rest(len(found.layers), worst)
-    yield Text(f"\n{found.kind} noise at {found.sqnr_db:g} dB, on {found.samples} samples")
+    yield Text(f"\n{found.kind} noise at {found.sqnr_db:g} dB, on {number_of(found.samples, 'sample')}")
 
 
 def _spikes(found: "Sequence[Spike]", worst: int) -> "Iterator[RenderableType]":
@@ -116,7 +118,7 @@ def _rest(count: int, worst: int) -> "Iterator[RenderableType]":
 
 
 def _speed(runs: int, run_seconds: float, load_seconds: float, samples: int | None = None) -> str:
-    on = "" if samples is None else f" on {samples} samples"
+    on = "" if samples is None else f" on {number_of(samples, 'sample')}"
     each = run_seconds / max(runs, 1)
     saved = f"loading the model for each would take {seconds_text(load_seconds)} more"
-    return f"\n{runs} variants{on} in one session, {seconds_text(each)} each; {saved}"
+    return f"\n{number_of(runs, 'variant')}{on} in one session, {seconds_text(each)} each; {saved}"

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import NonFiniteError, number_of
 
 Floats = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.uint8]
@@ -60,9 +60,8 @@ class Format(ABC):
             floats = np.asarray(x, np.float32)
         if not np.isfinite(floats).all():
             bad = np.argwhere(~np.isfinite(floats))
-            raise NonFiniteError(
-                f"{len(bad)} values are NaN or Inf in float32 (first at {bad[0].tolist()}); {self.name} has none"
-            )
+            found = f"{number_of(len(bad), 'NaN or Inf value')} in float32 (first at {bad[0].tolist()})"
+            raise NonFiniteError(f"{found}; {self.name} has none")
         return self.quantize_finite(floats)[0]
 
     def decode(self, codes: Codes) -> Floats:

@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 
 from onnxq.errors import UsageError
-from onnxq.formats import Format, Integer
-from onnxq.formats.base import Codes, Floats
 
 CPU_CHUNK = 1 << 16
 """Elements that stay in the second-level cache of a core while a chain of array operations passes over them."""
@@ -49,18 +47,3 @@ def to_host(array: Any) -> np.ndarray:
 def chunk_size(array: Any) -> int:
     """How many elements of an array are best worked on at a time."""
     return CPU_CHUNK if isinstance(array, np.ndarray) else GPU_CHUNK
-
-
-def quantize_finite(kind: Format, units: Any) -> tuple[Codes, Floats]:
-    """`Format.quantize_finite` for arrays of either module; on a GPU a tie may go to either neighbour."""
-    if isinstance(units, np.ndarray):
-        return kind.quantize_finite(units)
-    xp = module_of(units)
-    if isinstance(kind, Integer):
-        values = xp.clip(xp.rint(units), kind.low, kind.high)
-        codes = values.astype(xp.int8 if kind.signed else xp.uint8).view(xp.uint8) & xp.uint8((1 << kind.bits) - 1)
-        return codes, values
-    levels, first = np.unique(kind.values[np.isfinite(kind.values)], return_index=True)
-    middle = xp.asarray((levels[1:] + levels[:-1]) / 2)
-    at = xp.searchsorted(middle, units)
-    return xp.asarray(np.flatnonzero(np.isfinite(kind.values))[first].astype(np.uint8))[at], xp.asarray(levels)[at]

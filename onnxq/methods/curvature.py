@@ -63,24 +63,25 @@ class Curvature:
         with self._lock:
             if (act_order, damping) not in self._kept:
                 order = np.argsort(-self.energy, kind="stable") if act_order else np.arange(len(self.energy))
-                upper, left = _factor(self.damped(order, 0), damping, xp)
+                upper, left = _factor(self.damped(order, 0, xp), damping, xp)
                 costs = np.empty_like(left)
                 costs[order] = left
                 self._kept[act_order, damping] = order, upper, costs
             return self._kept[act_order, damping]
 
-    def damped(self, order: np.ndarray, damping: float) -> np.ndarray:
+    def damped(self, order: np.ndarray, damping: float, xp: Any = np) -> Any:
         """H in an order, damped, float64; a channel that was never active stands by itself."""
-        wide: np.ndarray = self.matrix[np.ix_(order, order)].astype(np.float64)
-        diagonal = np.diag(wide).copy()
-        wide[np.diag_indices(len(wide))] = np.where(diagonal > 0, diagonal, 1) + damping
+        there = xp.asarray(order)
+        wide = xp.asarray(self.matrix)[there[:, None], there].astype(xp.float64)
+        diagonal, at = xp.diag(wide).copy(), xp.arange(len(wide))
+        wide[at, at] = xp.where(diagonal > 0, diagonal, 1) + damping
         return wide
 
 
-def _factor(h: np.ndarray, damping: float, xp: Any) -> tuple[Floats, Floats]:
+def _factor(h: Any, damping: float, xp: Any) -> tuple[Floats, Floats]:
     """R and D of H = R D R'; the unit matrix, which is rounding to nearest, where H cannot be factored at all."""
     # The Cholesky factor of the reversed matrix, reversed, is upper triangular.
-    turned = xp.asarray(h[::-1, ::-1])
+    turned = xp.ascontiguousarray(h[::-1, ::-1])
     for _ in range(_ATTEMPTS):
         try:
             lower = xp.linalg.cholesky(turned + damping * xp.eye(len(h)))
@@ -93,4 +94,4 @@ def _factor(h: np.ndarray, damping: float, xp: Any) -> tuple[Floats, Floats]:
             costs = to_host((diagonal**2).astype(xp.float32))[::-1]
             return np.ascontiguousarray(upper), np.ascontiguousarray(costs)
         damping = max(10 * damping, 1e-8)
-    return np.eye(len(h), dtype=np.float32), np.diag(h).astype(np.float32)
+    return np.eye(len(h), dtype=np.float32), to_host(xp.diag(h)).astype(np.float32)

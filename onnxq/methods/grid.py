@@ -7,12 +7,13 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import NonFiniteError, number_of
 from onnxq.formats import Format, Integer, ScaleType
 from onnxq.formats.base import Codes, Floats
 from onnxq.formats.scales import BF16, FP16
-from onnxq.methods.backend import quantize_finite, to_host
+from onnxq.methods.backend import to_host
 from onnxq.methods.chunks import Chunk, chunks
+from onnxq.methods.nearest import quantize_finite
 from onnxq.methods.solution import Solution
 
 
@@ -135,7 +136,7 @@ def extremes(weight: np.ndarray, block: int | None) -> tuple[Floats, Floats]:
         np.maximum(high[chunk.groups], rows.max(axis=axes), out=high[chunk.groups])
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         bad = np.argwhere(~np.isfinite(weight.astype(np.float32, copy=False)))
-        raise NonFiniteError(f"{len(bad)} NaN or Inf values")
+        raise NonFiniteError(number_of(len(bad), "NaN or Inf value"))
     return low, high
 
 

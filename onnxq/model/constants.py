@@ -1,7 +1,7 @@
 """Constants of a graph: initializers, Constant nodes, and what a chain of reshaping nodes makes of them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,6 +14,26 @@ _VIEWS = ("Identity", "Transpose", "Cast", "Reshape", "Squeeze", "Unsqueeze")
 
 View = tuple[str, tuple[int, ...]]
 """One normalised step of a chain: the operator and its permutation, target type or shape."""
+
+
+def constants(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
+    """Initializers and outputs of Constant nodes of a graph and its subgraphs."""
+    if isinstance(scope, ir.Graph):
+        yield from scope.initializers.values()
+    for node in ir.traversal.RecursiveGraphIterator(scope):
+        if domain_of(node) == "" and node.op_type == "Constant":
+            yield from node.outputs
+        for attribute in node.attributes.values():
+            for graph in _graphs(attribute):
+                yield from graph.initializers.values()
+
+
+def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
+    if attribute.is_ref():
+        return ()
+    if attribute.type == ir.AttributeType.GRAPH:
+        return (attribute.as_graph(),)
+    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

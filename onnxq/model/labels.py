@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 
 import onnx_ir as ir
@@ -12,6 +13,23 @@ _OPERATION = "aten."
 # The tracing exporter folds constants under names like onnx::MatMul_812, and has the path in the node: /mlp/up/MatMul.
 _NAMELESS = re.compile(r"onnx::[\w{},]+")
 _WORDS = re.compile(r"([^A-Za-z0-9])")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What a weight goes by.
+
+    Attributes:
+        weight: Name of the constant.
+        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
+        op: Type of the operator that reads it.
+        readers: Names of the nodes that read it.
+    """
+
+    weight: str
+    label: str
+    op: str
+    readers: tuple[str, ...]
 
 
 def label_of(name: str, readers: Iterable[ir.Node]) -> str:

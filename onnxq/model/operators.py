@@ -84,6 +84,7 @@ _FUSED_MATMUL = (
 _ROWS = (Operand(1, _matmul_right),)
 _MICROSOFT = "com.microsoft"
 _ROTARY = "a table of rotary positions"
+_QUANTIZED = "a part of a weight that is quantized already"
 
 # Where both matrix operands are constant, the first of the list is the weight.
 WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
@@ -103,12 +104,13 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
 
 # What constants are that these operators read, beside weights.
 _NO_WEIGHTS: dict[tuple[str, str], dict[int, str]] = {
-    (_MICROSOFT, "MatMulNBits"): dict.fromkeys(range(1, 6), "a part of a weight that is quantized already"),
+    (_MICROSOFT, "MatMulNBits"): dict.fromkeys(range(1, 6), _QUANTIZED),
     (_MICROSOFT, "GatherBlockQuantized"): dict.fromkeys(range(4), "a part of a table that is quantized already"),
     (_MICROSOFT, "QMoE"): dict.fromkeys(range(2, 15), "a part of weights that are quantized already"),
     (_MICROSOFT, "GroupQueryAttention"): dict.fromkeys((7, 8), _ROTARY),
     (_MICROSOFT, "RotaryEmbedding"): dict.fromkeys((2, 3), _ROTARY),
     ("", "RotaryEmbedding"): dict.fromkeys((1, 2), _ROTARY),
+    ("", "DequantizeLinear"): {1: _QUANTIZED},
 }
 
 # As `operator_name` writes them.
@@ -133,4 +135,6 @@ def weight_operands(node: ir.Node) -> tuple[Operand, ...]:
 
 def other_purpose(node: ir.Node, index: int) -> str | None:
     """What a constant is that an operator reads as this input, where it is known to be no weight."""
+    if node.domain == "onnxq":
+        return "a rotation" if node.op_type == "Hadamard" else _QUANTIZED
     return _NO_WEIGHTS.get((domain_of(node), node.op_type), {}).get(index)

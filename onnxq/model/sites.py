@@ -13,6 +13,7 @@ from onnxq.model.constants import (
     View,
     apply_views,
     constant_tensor,
+    constants,
     trace,
     view_dtype,
     view_shape,
@@ -152,31 +153,11 @@ def find_weights(model: ir.Model) -> list[Weight]:
             for source, sites in readers.items()
             if any(site.embedding for site in sites) and (tensor := constant_tensor(source))
         }
-        for source in _constants(scope):
+        for source in constants(scope):
             tensor = constant_tensor(source)
             if tensor is not None and tensor.dtype in (*FLOAT_TYPES, ir.DataType.DOUBLE) and len(tensor.shape) >= 2:
                 weights.append(_weight(prefix, source, tensor, readers[source], vocabularies))
     return weights
-
-
-def _constants(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
-    """Initializers and outputs of Constant nodes of a graph and its subgraphs."""
-    if isinstance(scope, ir.Graph):
-        yield from scope.initializers.values()
-    for node in ir.traversal.RecursiveGraphIterator(scope):
-        if domain_of(node) == "" and node.op_type == "Constant":
-            yield from node.outputs
-        for attribute in node.attributes.values():
-            for graph in _graphs(attribute):
-                yield from graph.initializers.values()
-
-
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
 
 
 def _sites(node: ir.Node) -> list[Site]:

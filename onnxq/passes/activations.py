@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.errors import OutputError
+from onnxq.model.arrays import read_arrays, write_arrays
 
 BUDGET_BYTES = 2 << 30
+# Each file holds one array; names of values are no names of files.
+_ARRAY = "value"
 
 
 class Activations:
@@ -32,12 +34,9 @@ class Activations:
                 self._held_bytes += array.nbytes
                 self._arrays[batch, name] = array
                 continue
-            path = self._folder / f"{self._files}.npy"
+            path = self._folder / f"{self._files}.safetensors"
             self._files += 1
-            try:
-                np.save(path, array, allow_pickle=False)
-            except OSError as error:
-                raise OutputError(f"cannot keep activations in '{self._folder}': {error.strerror}") from error
+            write_arrays(path, {_ARRAY: array}, {}, f"activations to '{self._folder}'", lasting=False)
             self._arrays[batch, name] = path
 
     def get(self, batch: int, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -45,7 +44,7 @@ class Activations:
         found = {}
         for name in names:
             kept = self._arrays[batch, name]
-            found[name] = kept if isinstance(kept, np.ndarray) else np.load(kept, allow_pickle=False)
+            found[name] = kept if isinstance(kept, np.ndarray) else read_arrays(kept)[0][_ARRAY]
         return found
 
     def names(self, batch: int) -> set[str]:

@@ -173,7 +173,7 @@ def statistics_for(
         DataError: Data or file do not fit the model.
     """
     if calibration is not None and file is not None:
-        raise UsageError("give either calibration data or a file of statistics")
+        raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
     wanted = requests(plan, weights, model.ir.graph, exact)
     if calibration is None and file is None:
         if needing := needy(plan):

@@ -57,7 +57,7 @@ class Conversion:
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; at least one has to work")
         if self.calibration is not None and self.statistics is not None:
-            raise UsageError("give either calibration data or a file of statistics")
+            raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
         if self.resume is not None and self.sequential is False:
             raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
         if (self.sequential or self.resume is not None) and self.calibration is None:
@@ -80,8 +80,9 @@ class Converted:
         changes: What the steps did before the weights were quantized, and what was corrected afterwards.
         activations: What was decided about each activation.
         results: What became of each weight that the plan quantizes, in its order.
-        calibrated: How the methods came to know about activations, in sentences.
         cache: What was decided about the cache of keys and values.
+        notes: What the methods know about activations, and what the cache of keys and values takes, in sentences.
+        warnings: What may cost accuracy, and what was asked for and not done.
     """
 
     model: Model
@@ -89,8 +90,9 @@ class Converted:
     changes: tuple[Change, ...]
     activations: ActivationPlan
     results: tuple[Result, ...]
-    calibrated: tuple[str, ...]
     cache: CachePlan
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @property
     def is_changed(self) -> bool:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, number_of
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
@@ -61,14 +61,16 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         with during("calibrate and solve, layer by layer" if job.in_sequence else "solve and correct"):
             solutions, corrected = _solve(job, statistics, folder)
         changes = (*changes, *corrected)
+    notes, warnings = _said(job, statistics or rounded.ranges or ranges)
     done = Converted(
         model=job.model,
         plan=_with_sizes(job.plan, stored),
         changes=changes,
         activations=job.activations,
         results=(),
-        calibrated=_calibrated(job, statistics or rounded.ranges or ranges),
         cache=job.cache,
+        notes=notes,
+        warnings=warnings,
     )
     if not job.plan.quantized and not done.is_changed:
         return done
@@ -81,7 +83,8 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         quantize_cache(job.model.ir, job.cache, ranges)
     with during("add functions, raise versions"):
         _finish(job)
-    return replace(done, results=tuple(results), changes=(*changes, *joining.changes))
+    clamped = tuple(each.clamped for each in results if each.clamped)
+    return replace(done, results=tuple(results), changes=(*changes, *joining.changes), warnings=(*warnings, *clamped))
 
 
 @dataclass(frozen=True)
@@ -237,18 +240,20 @@ def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
     return replace(plan, decisions=tuple(as_it_came(each) for each in plan))
 
 
-def _calibrated(job: _Job, seen: Statistics | None) -> tuple[str, ...]:
-    """How the methods came to know about activations, in sentences."""
-    calibration = job.asked.calibration
+def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and warnings about what was planned, and about what the methods know about activations."""
+    notes, warnings = [*job.cache.sentences()], [*job.plan.warnings, *job.cache.warnings()]
+    calibration, samples, synthetic = job.asked.calibration, 0, False
     if job.in_sequence and calibration is not None:
-        how = "layer by layer: each is calibrated behind the quantized layers before it"
-        return how, _sampled(calibration.batches(job.model).samples, synthetic=calibration.is_synthetic)
-    if seen is not None:
-        return (_sampled(seen.samples, synthetic=seen.synthetic),)
-    return () if calibration is None else ("no method of this recipe looks at activations: the data was not used",)
-
-
-def _sampled(samples: int, *, synthetic: bool) -> str:
+        notes.append("layer by layer: each is calibrated behind the quantized layers before it")
+        samples, synthetic = calibration.batches(job.model).samples, calibration.is_synthetic
+    elif seen is not None:
+        samples, synthetic = seen.samples, seen.synthetic
+    elif calibration is not None:
+        warnings.append("no method of this recipe looks at activations: the data was not used")
     if synthetic:
-        return f"calibrated on {samples} synthetic samples, made from the input specs: real data does better"
-    return f"calibrated on {samples} samples"
+        made_up = number_of(samples, "synthetic sample")
+        warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")
+    elif samples:
+        notes.append(f"calibrated on {number_of(samples, 'sample')}")
+    return tuple(notes), tuple(warnings)

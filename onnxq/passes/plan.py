@@ -1,16 +1,19 @@
 """The plan: what happens to each weight, or why nothing does. Pure: nothing is read but shapes, nothing is changed."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.errors import number_of
 from onnxq.formats import LEARNED_FORMATS, Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.methods import outliers
 from onnxq.methods.solve.pb_llm import salient_count
+from onnxq.model.labels import Named
 from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
@@ -25,32 +28,26 @@ _ALL = Selection()
 
 
 @dataclass(frozen=True)
-class Decision:
+class Decision(Named):
     """What happens to one weight.
 
     Attributes:
-        weight: Name of the constant.
-        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
-        op: Type of the operator that reads it.
-        readers: Names of the nodes that read it.
         role: What it is for.
         shape: As the operators read it.
         size_bytes: Bytes in the file now.
         spec: How it is quantized; None where it is not.
         reason: Why it is not quantized; None where it is.
         planned_bytes: Bytes of codes, scales and zero points; `size_bytes` where it is not quantized.
+        target: Where it goes: as the plan, or `native` where the model cannot have the opset of the plan's form.
     """
 
-    weight: str
-    label: str
-    op: str
-    readers: tuple[str, ...]
     role: Role
     shape: tuple[int, ...]
     size_bytes: int
     spec: QuantSpec | None
     reason: str | None
     planned_bytes: int
+    target: Target
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,8 @@ class Plan:
         decisions: One for each weight.
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
-        unmatched: What patterns of the recipe and the caller match no weight, in sentences.
+        warnings: Patterns of the recipe and the caller that match no weight, and weights that take another form than
+            that of the target, in sentences.
         correct: What is changed around the quantized weights.
     """
 
@@ -72,7 +70,7 @@ class Plan:
     decisions: tuple[Decision, ...]
     opset: int = 0
     ir_version: int = 0
-    unmatched: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     correct: tuple[Correction, ...] = ()
 
     @property
@@ -141,15 +139,17 @@ def make_plan(
         return can_raise[opset]
 
     decisions = tuple(_decide(weight, recipe, target, selection, raising) for weight in weights)
-    versions = [
-        pair
-        for weight, each in zip(weights, decisions, strict=True)
-        if each.spec is not None
-        for pair in needs(weight, each.spec, target)
-    ]
+    versions, detours = [], []
+    for weight, each in zip(weights, decisions, strict=True):
+        if each.spec is not None:
+            versions += needs(weight, each.spec, each.target)
+            if each.target != target:
+                detours.append(str(_obstacle(weight, each.spec, target, raising)))
     opset, ir_version = (max((pair[at] for pair in versions), default=0) for at in (0, 1))
-    slips = tuple(unmatched(weights, recipe, selection))
-    return Plan(recipe.name, target, decisions, opset, ir_version, slips, recipe.correct), weights
+    warnings = [*unmatched(weights, recipe, selection)]
+    for obstacle, count in Counter(detours).items():
+        warnings.append(f"{number_of(count, 'weight')} under onnxq operators, as DequantizeLinear {obstacle}")
+    return Plan(recipe.name, target, decisions, opset, ir_version, tuple(warnings), recipe.correct), weights
 
 
 def _decide(
@@ -161,6 +161,9 @@ def _decide(
         if isinstance(answer, str):
             reason = answer
         else:
+            if weight.size and target != "standard" and _obstacle(weight, answer, target, raising):
+                # The functions need next to no opset.
+                target = "native"
             planned = _planned_bytes(weight, answer, target) if weight.size else 0
             reason = _refusal(weight, answer, target, planned, raising)
             spec = answer if reason is None else None
@@ -175,6 +178,7 @@ def _decide(
         spec=spec,
         reason=reason,
         planned_bytes=planned if reason is None else weight.size_bytes,
+        target=target,
     )
 
 
@@ -188,6 +192,11 @@ def _refusal(
         return "low_rank needs products x @ weight: MatMul with a matrix on the right"
     if planned >= weight.size_bytes:
         return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
+    return _obstacle(weight, spec, target, raising)
+
+
+def _obstacle(weight: Weight, spec: QuantSpec, target: Target, raising: Callable[[int], str | None]) -> str | None:
+    """Why the model cannot have the opset that a weight needs in the form of a target."""
     return raising(max(version for version, _ in needs(weight, spec, target)))
 
 

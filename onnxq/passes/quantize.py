@@ -7,7 +7,7 @@ onnxq's where it does not; `insert` builds both.
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx_ir as ir
@@ -28,7 +28,7 @@ from onnxq.passes.partly_binary import insert_partly_binary
 from onnxq.passes.plan import Decision, Plan, leaves_tiled, runs_as_integers
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
-from onnxq.passes.solving import in_order, solve, work_of
+from onnxq.passes.solving import in_order, solve, unusable, work_of
 from onnxq.passes.tiles import replace_products
 from onnxq.recipes import NonFinitePolicy
 from onnxq.statistics.statistics import Statistics
@@ -44,6 +44,7 @@ class Result:
         size_bytes: Bytes of codes, scales and zero points.
         sqnr_db: Signal to quantization noise of the weight.
         skipped: Why it was left float after all (`non_finite: skip`), or None.
+        clamped: What was replaced in it (`non_finite: clamp`), or None.
         histogram: How its values lie on the grid of its format; see `onnxq.methods.histogram`.
     """
 
@@ -52,6 +53,7 @@ class Result:
     size_bytes: int
     sqnr_db: float
     skipped: str | None = None
+    clamped: str | None = None
     histogram: tuple[int, ...] = ()
 
 
@@ -111,7 +113,9 @@ def quantize_weights(
             if isinstance(solution, str):
                 results[number] = Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution)
             else:
-                results[number] = _replace(editor, weight, decision, solution, plan, joining.sink(weight.name))
+                made = _replace(editor, weight, decision, solution, joining.sink(weight.name))
+                bad = unusable(weight) if non_finite == "clamp" else None
+                results[number] = replace(made, clamped=bad and f"{bad}: clamped")
             joining.finished(editor, weight.name)
             weight.release()
             if progress is not None:
@@ -119,7 +123,7 @@ def quantize_weights(
     return [results[number] for number in sorted(results)]
 
 
-def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, plan: Plan, sink: Sink) -> Result:
+def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solution, sink: Sink) -> Result:
     """Store a solved weight and give its readers what stands for it now."""
     spec, kind = decision.spec, solution.format.name
     if spec is None:
@@ -129,20 +133,20 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     alone = solution.low_rank is None and solution.outliers is None
     beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
     size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if plan.target == "ort-int8" and alone else None
+    exact = int8.as_int8(solution, weight.dtype) if decision.target == "ort-int8" and alone else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
         if is_matmul_weight(weight) and not reads_integers(weight):
             size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
-    integers = plan.target != "native" and runs_as_integers(weight, solution.format, spec)
+    integers = decision.target != "native" and runs_as_integers(weight, solution.format, spec)
     if size_bytes is None and integers:
         solution = with_zero_point(weight, solution)
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
+        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
         quantize_biases(editor, weight, solution, sink)
-    elif plan.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
+    elif decision.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
         size_bytes = replace_products(editor, weight, solution, sink, text)
     elif solution.salient is not None:
         size_bytes = insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
     elif size_bytes is None:
-        size_bytes = insert(editor, weight, spec, solution, plan.target, sink, text)
+        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
     return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)

@@ -1,5 +1,6 @@
 """What a caller picks beside the recipe, and patterns that pick nothing."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -7,6 +8,9 @@ from fnmatch import fnmatchcase
 
 from onnxq.model.sites import Weight
 from onnxq.recipes import Recipe
+
+# Of the patterns of one rule; a recipe that was made for another model can have hundreds.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,11 @@ def _matches(names: Iterable[str], globs: tuple[str, ...]) -> bool:
 
 
 def _quoted(patterns: Sequence[str], names: Sequence[str]) -> str:
-    """The patterns, and the name that is most like one of them."""
+    """The first patterns, how many there are more, and the name that is most like one of the first."""
+    shown, more = patterns[:_SHOWN], len(patterns) - _SHOWN
+    # A pattern may be for a part of a name: '*q_prj*' is like the end of 'layers.0.q_proj'.
+    whole = {part: name for name in reversed(names) for part in (*re.split("[./]", name), name)}
     # Only as far as the first that is like a name: each pattern is compared with all of them.
-    close = (name for pattern in patterns for name in get_close_matches(pattern.strip("*"), names, n=1, cutoff=0.5))
-    quoted = ", ".join(f"'{pattern}'" for pattern in patterns)
-    return f"{quoted}; the nearest name is '{name}'" if (name := next(close, None)) else quoted
+    close = (part for pattern in shown for part in get_close_matches(pattern.strip("*"), whole, n=1, cutoff=0.5))
+    quoted = ", ".join(f"'{pattern}'" for pattern in shown) + (f" and {more} more" if more > 0 else "")
+    return f"{quoted}; the nearest name is '{whole[part]}'" if (part := next(close, None)) else quoted

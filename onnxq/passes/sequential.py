@@ -128,7 +128,7 @@ class _Parts:
         self._opset = opset_of(model.ir)
         self._layers = layers
         self._calibration = calibration
-        self._aiming = {at for at, each in enumerate(layers.work) if each.aims(rounds=bool(rounded))}
+        self._aiming = {at for at, each in enumerate(layers.work) if each.aims}
         # The float model runs beside only if some layer makes up for the difference.
         self._beside = bool(self._aiming or layers.corrections.biases)
         folder, budget_bytes = room

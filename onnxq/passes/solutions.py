@@ -9,13 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from onnxq.errors import DataError, OutputError, UsageError
 from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Outliers, Salient, Solution
-from onnxq.model.replacing import replacing
+from onnxq.model.arrays import read_arrays, write_arrays
 
 _RECORD = "run.json"
 
@@ -104,7 +102,7 @@ class Solutions:
             DataError: The file is damaged.
         """
         try:
-            arrays, words = _read(self._path(number))
+            arrays, words = read_arrays(self._path(number))
             if "reason" in words:
                 return words["reason"]
             meaning = get_format(words["format"])
@@ -128,7 +126,7 @@ class Solutions:
                 Outliers(arrays["positions"], arrays["values"]) if "positions" in arrays else None,
                 salient,
             )
-        except (SafetensorError, OSError, ValueError, KeyError, UsageError) as error:
+        except (ValueError, KeyError, UsageError) as error:
             raise DataError(f"'{self._path(number)}' is damaged; delete it to solve its weight again") from error
 
     def has_corrected(self, first: int) -> bool:
@@ -150,29 +148,18 @@ class Solutions:
             DataError: The file is damaged.
         """
         try:
-            return _read(self._corrected(first))
-        except (SafetensorError, OSError) as error:
+            return read_arrays(self._corrected(first))
+        except ValueError as error:
             raise DataError(f"'{self._corrected(first)}' is damaged; delete it to correct again") from error
 
     def _put(self, path: Path, arrays: Mapping[str, np.ndarray], words: Mapping[str, str]) -> None:
-        try:
-            with replacing(path) as partial:
-                # It takes the memory of an array as it lies.
-                save_file({name: np.ascontiguousarray(each) for name, each in arrays.items()}, partial, dict(words))
-        except (OSError, SafetensorError) as error:
-            cause = getattr(error, "strerror", None) or error
-            raise OutputError(f"cannot keep solutions in '{self._folder}': {cause}") from error
+        write_arrays(path, arrays, words, f"solutions to '{self._folder}'")
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number}.safetensors"
 
     def _corrected(self, first: int) -> Path:
         return self._folder / f"corrected-{first}.safetensors"
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    with safe_open(path, "numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
 
 
 def _bytes(array: np.ndarray) -> np.ndarray:

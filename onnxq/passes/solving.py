@@ -1,6 +1,5 @@
 """Solve one weight of a plan: read it, see it as the solver does, and keep to the policy about NaN and Inf."""
 
-import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import NonFiniteError, number_of
 from onnxq.formats import get_format
 from onnxq.formats.base import Floats
 from onnxq.methods import outliers
@@ -24,8 +23,6 @@ from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.plan import Decision, Plan, grouping
 from onnxq.recipes import NonFinitePolicy, QuantSpec
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,10 @@ class Work:
         array = self.weight.read().reshape(grouping(self.weight, self.spec).matrix).astype(np.float32)
         return as_matrix(array if np.isfinite(array).all() else _clamped(array))
 
-    def aims(self, *, rounds: bool) -> bool:
-        """Whether it makes up for the errors of the layers before, with activations that are rounded or not."""
-        coarse = rounds or max(get_format(name).bits for name in self.spec.format) <= aqer.MOST_BITS
-        return coarse and SOLVERS[self.spec.method].hessian == "needs"
+    @property
+    def aims(self) -> bool:
+        """Whether it makes up for the errors of the layers before it."""
+        return SOLVERS[self.spec.method].hessian == "needs"
 
 
 def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work]:
@@ -136,11 +133,10 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
 
     try:
         return solved(array)
-    except NonFiniteError as error:
-        bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
-        if not len(bad):
+    except NonFiniteError:
+        what = unusable(weight)
+        if what is None:
             raise
-        what = f"weight '{weight.name}' has {error} (first at {bad[0].tolist()})"
         if policy == "error":
             raise NonFiniteError(
                 f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
@@ -148,8 +144,15 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             ) from None
         if policy == "skip":
             return what
-        _logger.warning("%s, clamped", what)
         return solved(_clamped(array))
+
+
+def unusable(weight: Weight) -> str | None:
+    """What is wrong with a weight that holds NaN or Inf; None for another."""
+    bad = np.argwhere(~np.isfinite(weight.read().astype(np.float32)))
+    if not len(bad):
+        return None
+    return f"weight '{weight.name}' has {number_of(len(bad), 'NaN or Inf value')} (first at {bad[0].tolist()})"
 
 
 def _aimed(weight: np.ndarray, curvature: Curvature, rounded: Callable[[np.ndarray], Solution]) -> Solution:
@@ -168,7 +171,8 @@ def aimed(weight: Floats, curvature: Curvature) -> Floats:
     """What is rounded in the place of a weight [K, C]."""
     if curvature.correction is None:
         return weight
-    return np.asarray(weight + aqer.SHARE * (curvature.correction @ weight), np.float32)
+    moved = curvature.correction.astype(np.float64) @ weight
+    return np.asarray(weight + aqer.SHARE * moved, np.float32)
 
 
 def as_matrix(array: np.ndarray) -> np.ndarray:

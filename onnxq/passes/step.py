@@ -24,7 +24,7 @@ Edit = Callable[[Model, Staging], bool]
 
 @dataclass(frozen=True)
 class Change:
-    """What a step did at one place of the float model, or a correction around rounded weights, or why it did nothing.
+    """What a step did at one place of the model, or a correction around rounded weights, or why it did nothing.
 
     Attributes:
         step: In words.

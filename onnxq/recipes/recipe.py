@@ -1,10 +1,11 @@
 """`Recipe`, `Rule` and `Match`: which weights, and which activations that meet them, get which spec."""
 
-import re
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 from onnxq.errors import nearest
 from onnxq.model.operators import WEIGHT_OPERATORS
@@ -24,7 +25,7 @@ class Match(BaseModel):
 
     Attributes:
         name: Globs; one must match the name of the node or of the initializer.
-        regex: As `name`, with regular expressions that must match from the beginning to the end.
+        regex: As `name`, with regular expressions that must match from the beginning to the end; see `expression`.
         op: Operator types, `MatMul` or `com.microsoft::FusedMatMul`.
         role: What the weight is for. Embeddings and the output head are matched only where they are named here.
         min_size: Fewest elements.
@@ -45,9 +46,11 @@ class Match(BaseModel):
     def _compiles(cls, patterns: tuple[str, ...]) -> tuple[str, ...]:
         for pattern in patterns:
             try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"'{pattern}' is not a regular expression: {error}") from None
+                expression(pattern)
+            except SchemaError as error:
+                # Behind "SchemaError: ", or behind the pattern again and "error: ".
+                cause = str(error).rpartition("rror: ")[2]
+                raise ValueError(f"'{pattern}' is not a regular expression: {cause}") from None
         return patterns
 
     @field_validator("op")
@@ -75,8 +78,24 @@ class Match(BaseModel):
     def matches_name(self, names: tuple[str, ...]) -> bool:
         """Whether one of the patterns matches one of the names."""
         return any(fnmatchcase(name, glob) for name in names for glob in self.name) or any(
-            re.fullmatch(pattern, name) for name in names for pattern in self.regex
+            expression(pattern).isinstance_python(name) for name in names for pattern in self.regex
         )
+
+
+@cache
+def expression(pattern: str) -> SchemaValidator:
+    """A regular expression whose time is proportional to the text, whatever the pattern: Rust's, without look-around.
+
+    Raises:
+        SchemaError: It is not valid, or too large.
+    """
+
+    def validator(whole: str) -> SchemaValidator:
+        return SchemaValidator(core_schema.str_schema(pattern=whole, regex_engine="rust-regex"))
+
+    # Alone first: a parenthesis too many must not close the one around it.
+    validator(pattern)
+    return validator(rf"\A(?:{pattern})\z")
 
 
 class Rule(BaseModel):

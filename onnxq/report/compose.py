@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from onnxq.analysis.cautions import cautions
 from onnxq.analysis.execution import execution
 from onnxq.model.load import Model, Source
 from onnxq.model.versions import package_versions
@@ -35,7 +36,7 @@ def planned(
         seconds=time.perf_counter() - started,
         version=package_versions().get("onnxq", "unknown"),
         recipe_text=recipe_text(recipe),
-        notes=made.unmatched,
+        warnings=made.warnings,
         versions={"python": platform.python_version(), **package_versions()},
     )
 
@@ -44,14 +45,15 @@ def carried_out(
     model: Model, done: Converted, asked: Conversion, passes: Sequence[PassRecord], started: float
 ) -> Report:
     """What was done to a model; where it went is for the caller to say."""
-    results = iter(done.results)
+    results, (notes, warnings) = iter(done.results), _execution(done.model, asked)
     entries = (_planned(each) if each.spec is None else _carried_out(each, next(results)) for each in done.plan)
     return replace(
         planned(model, done.plan, done.activations, asked.recipe, started),
         entries=tuple(entries),
         changes=done.changes,
         passes=tuple(passes),
-        notes=(*_execution(done.model, asked), *done.cache.sentences(), *done.calibrated, *done.plan.unmatched),
+        notes=(*notes, *done.notes),
+        warnings=(*done.warnings, *warnings),
     )
 
 
@@ -71,11 +73,12 @@ def signature(asked: Conversion) -> dict[str, str]:
     }
 
 
-def _execution(model: Model, asked: Conversion) -> tuple[str, ...]:
-    """How the quantized model runs."""
+def _execution(model: Model, asked: Conversion) -> tuple[list[str], list[str]]:
+    """Notes and warnings about how the quantized model runs."""
     if asked.target == "standard":
-        return ("for interchange: onnxruntime 1.31 does not load opset 28; --target ort runs there",)
-    return tuple(execution(model).sentences())
+        return ["for interchange: onnxruntime 1.31 does not load opset 28; --target ort runs there"], []
+    found = execution(model)
+    return found.sentences(), list(cautions(found))
 
 
 def _planned(decision: Decision) -> Entry:

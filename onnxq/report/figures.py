@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from onnxq.errors import number_of
 from onnxq.formats import LEARNED_FORMATS, get_format
 from onnxq.methods.histogram import BINS, span
 from onnxq.report.chart import Axis, Chart, Dot, Tick, from_top, steps
@@ -98,7 +99,8 @@ def layers_chart(report: Report) -> Chart | None:
         for row, each, ratio in found
     )
     skipped = tuple(_middle(row, len(report.entries)) for row, each in enumerate(report.entries) if not each.format)
-    about = f"SQNR of {len(found)} weights in graph order, from {ratio_text(min(item[2] for item in found))} up."
+    lowest = ratio_text(min(ratio for _, _, ratio in found))
+    about = f"SQNR of {number_of(len(found), 'weight')} in graph order, from {lowest} up."
     return Chart(about, dots, from_top(axis.ticks), series=formats, x_label="weights in graph order", marks=skipped)
 
 
@@ -123,7 +125,7 @@ def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
         )
         for each in known
     )
-    about = f"{losses.metric}, of {len(known)} weights quantized alone, up to {worst.loss:.3g}."
+    about = f"{losses.metric}, of {number_of(len(known), 'weight')} quantized alone, up to {worst.loss:.3g}."
     return Chart(about, dots, from_top(axis.ticks), series=ways, x_label="weights in graph order")
 
 
@@ -142,7 +144,7 @@ def tradeoff_chart(tradeoff: Tradeoff) -> Chart | None:
     # The one that was taken lies above the others, and has its label in any case.
     dots = sorted(map(dot, known), key=lambda each: each.series)
     return Chart(
-        about=f"{tradeoff.metric}, against bits, of {len(known)} ways to give each weight a format.",
+        about=f"{tradeoff.metric}, against bits, of {number_of(len(known), 'way')} to give each weight a format.",
         dots=tuple(reversed(_with_room(dots[::-1]))),
         y_ticks=from_top(y.ticks),
         x_ticks=tuple(x.ticks),

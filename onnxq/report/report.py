@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onnxq.model.labels import Named
 from onnxq.model.replacing import replacing
 from onnxq.passes.record import PassRecord
 from onnxq.passes.step import Change
@@ -15,14 +16,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Named):
     """One weight.
 
     Attributes:
-        weight: Name of the constant.
-        label: What people call it: the path of the module that reads it, where the exporter noted it, or the name.
-        op: Type of the operator that reads it.
-        readers: Names of the nodes that read it.
         shape: As the operators read it.
         size_bytes: Before, with no scales.
         result_bytes: After: codes, scales and zero points; `size_bytes` where nothing was done.
@@ -33,10 +30,6 @@ class Entry:
         histogram: How its values lie on the grid of its format (`onnxq.methods.histogram`); not in JSON.
     """
 
-    weight: str
-    label: str
-    op: str
-    readers: tuple[str, ...]
     shape: tuple[int, ...]
     size_bytes: int
     result_bytes: int
@@ -81,7 +74,9 @@ class Report:
         model_bytes: Size of the input with its external data.
         output_bytes: Size of the output with its external data; 0 where nothing was written.
         seconds: Wall time.
-        notes: What the user should know before relying on the output.
+        notes: How the model runs, and what it was calibrated on.
+        warnings: Where accuracy or speed is less than the recipe promises, and what was asked for and not done; each
+            with the way out where there is one.
         changes: What the steps of the recipe did to the float model before its weights were quantized, and what was
             corrected afterwards.
         activations: What becomes of each activation; empty where no rule of the recipe is about them.
@@ -99,7 +94,8 @@ class Report:
     model_bytes: int
     output_bytes: int = 0
     seconds: float = 0.0
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     version: str = ""
     changes: tuple[Change, ...] = ()
     activations: tuple[Activation, ...] = ()

@@ -7,12 +7,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from onnxq.errors import number_of
 from onnxq.report.report import Entry, Report, tally
 from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, size_text, table
 
 
 def summary(report: Report) -> Iterator[RenderableType]:
-    """What a conversion did: weights by format, those left as they are by reason, the file, and notes."""
+    """What a conversion did: weights by format, those left as they are by reason, the file, notes and warnings."""
     yield from _changes(report)
     if report.quantized:
         yield from (_by_format(report), Text())
@@ -31,7 +32,7 @@ def planned(report: Report) -> Iterator[RenderableType]:
         yield from (_each_activation(report), Text())
     yield from _skipped(report)
     yield from _activations(report)
-    share = f" ({len(report.quantized)} of {len(report.entries)} weights)" if report.entries else ""
+    share = f" ({len(report.quantized)} of {number_of(len(report.entries), 'weight')})" if report.entries else ""
     after = report.model_bytes - _before(report.entries) + _after(report.entries)
     yield Text(
         f"recipe {report.recipe}, target {report.target}: {size_text(report.model_bytes)} would become about "
@@ -84,14 +85,14 @@ def _weights(report: Report) -> Table:
         shape = shape_text(each.shape)
         what = Text(str(each.spec)) if each.format else Text(str(each.reason), style="dim")
         made.add_row(Name(each.label), op_text(each.op), shape, f"{each.size_bytes:,}", f"{each.result_bytes:,}", what)
-    sums = f"{_before(report.entries):,}", f"{_after(report.entries):,}"
-    made.add_row(f"{len(report.entries)} weights", "", "", *sums, f"{len(report.quantized)} quantized", style="bold")
+    sums = number_of(len(report.entries), "weight"), "", "", *_sums(report.entries)[1:]
+    made.add_row(*sums, f"{len(report.quantized)} quantized", style="bold")
     return made
 
 
 def _skipped(report: Report) -> Iterator[RenderableType]:
     if report.skipped:
-        yield Text(f"Left as they are: {len(report.skipped)} of {len(report.entries)} weights")
+        yield Text(f"Left as they are: {len(report.skipped)} of {number_of(len(report.entries), 'weight')}")
         yield counted(report.reasons)
 
 
@@ -119,7 +120,7 @@ def _changes(report: Report) -> Iterator[RenderableType]:
     for step in dict.fromkeys(each.step for each in report.changes):
         here = [each for each in report.changes if each.step == step]
         done = [str(each.done) for each in here if each.done is not None]
-        yield Text(f"{step}: {len(done)} of {len(here)} places changed")
+        yield Text(f"{step}: {len(done)} of {number_of(len(here), 'place')} changed")
         if done:
             yield counted(tally(done))
         if len(done) < len(here):
@@ -137,8 +138,11 @@ def _outcome(report: Report) -> str:
 
 
 def _notes(report: Report) -> Iterator[RenderableType]:
+    """Warnings last, where they are seen."""
     for note in report.notes:
-        yield Text(f"note: {note}", style="yellow")
+        yield Text(f"note: {note}")
+    for warning in report.warnings:
+        yield Text(f"warning: {warning}", style="yellow")
 
 
 def _sums(entries: Sequence[Entry]) -> tuple[str, str, str]:

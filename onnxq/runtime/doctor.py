@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onnxq.errors import OnnxqError
 from onnxq.runtime.cuda import device
@@ -26,7 +26,15 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look for everything; nothing that is missing raises."""
+    """Look for everything; nothing that is missing raises. What lacks the same as something before it says so."""
+    findings: list[Finding] = []
+    for each in _findings():
+        cause = next((other for other in findings if each.problem and other.problem == each.problem), None)
+        findings.append(each if cause is None else replace(each, problem=f"needs {cause.what}"))
+    return findings
+
+
+def _findings() -> list[Finding]:
     return [
         _look("onnxruntime", _onnxruntime),
         _native_library(),

@@ -78,7 +78,10 @@ def token_input(inputs: Sequence[Input]) -> Input:
     integers = [i for i in inputs if i.dtype.kind in "iu" and len(i.shape) == 2]
     if len(integers) != 1:
         listed = ", ".join(str(i) for i in inputs)
-        raise DataError(f"no input takes token ids: the model has {listed}; name the right one 'input_ids'")
+        raise DataError(
+            f"no input takes token ids: the model has {listed}; name the right one 'input_ids', or give other data as "
+            "an .npz with an array for each input"
+        )
     return integers[0]
 
 

@@ -10,10 +10,9 @@ from onnxq.errors import NonFiniteError
 from onnxq.model.taps import Tap
 from onnxq.statistics.batches import Batch
 from onnxq.statistics.nodes import Nodes
-from onnxq.statistics.reductions import REDUCTIONS, Given
+from onnxq.statistics.reductions import LIMITS, REDUCTIONS, Given
 from onnxq.statistics.requests import Key, Request
 from onnxq.statistics.shelf import Shelf
-from onnxq.statistics.views import ALL
 
 
 def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Tap:
@@ -29,14 +28,15 @@ def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Ta
         floats = nodes.add("Cast", name, to=onnx.TensorProto.FLOAT)
         other = request.view.rows(nodes, floats, channels)
         names[1] = nodes.add("Add", names[1], _finite(nodes, floats))
-    if "histogram" in request.kinds:
-        low, high = (shelf.answers[Key(request.tensor, kind, ALL.label)] for kind in ("min", "max"))
-        limits = (float(low), float(high))
+    for kind in request.kinds:
+        if kind in LIMITS:
+            low, high = (shelf.answers[Key(request.tensor, end, request.view.label)] for end in LIMITS[kind])
+            limits = (low, high)
     given = Given(rows, request.view.rank, other, limits)
     names += [REDUCTIONS[kind].nodes(nodes, given) for kind in request.kinds if kind != "rows"]
     types = {names[0]: onnx.TensorProto.INT64}
     for name, kind in zip(names[2:], (kind for kind in request.kinds if kind != "rows"), strict=True):
-        types[name] = onnx.TensorProto.INT64 if kind == "histogram" else onnx.TensorProto.FLOAT
+        types[name] = onnx.TensorProto.INT64 if kind in LIMITS else onnx.TensorProto.FLOAT
     outputs = [helper.make_tensor_value_info(each, types.get(each, onnx.TensorProto.FLOAT), None) for each in names]
     return Tap(reads, nodes.made, outputs)
 
@@ -57,7 +57,7 @@ def add_answers(request: Request, batch: Batch, results: Iterator[np.ndarray], s
     for key, expected in request.keys.items():
         if key.kind == "rows":
             # A histogram has a pass of its own, and its rows were counted in the first one.
-            if request.kinds != ("histogram",):
+            if request.kinds[0] not in LIMITS:
                 shelf.add(key, rows, "sum", batch.weight)
         else:
             shelf.add(key, next(results).reshape(expected), REDUCTIONS[key.kind].merge, batch.weight)

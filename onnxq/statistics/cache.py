@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from onnxq.errors import DataError, NonFiniteError, OutputError
+from onnxq.model.arrays import write_arrays
 from onnxq.model.digest import digest_of, model_digest
 from onnxq.model.load import Model
-from onnxq.model.replacing import replacing
 from onnxq.model.versions import package_versions
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -103,9 +103,6 @@ def check_file(path: Path, *, force: bool) -> None:
 
 
 def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
     arrays = {str(number): np.asarray(each, order="C") for number, each in enumerate(statistics.answers.values())}
     metadata = dict(recorded) | {
         "form": _FORM,
@@ -115,13 +112,7 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
         "versions": json.dumps(package_versions()),
     }
     metadata["content"] = _content(metadata, arrays)
-    try:
-        with replacing(path) as partial:
-            save_file(arrays, partial, metadata)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(
-            f"cannot write the statistics '{path}': {getattr(error, 'strerror', None) or error}"
-        ) from error
+    write_arrays(path, arrays, metadata, f"the statistics '{path}'")
 
 
 def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
@@ -151,7 +142,9 @@ def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
     except DataError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(f"the file of statistics '{path}' is damaged: {error}; make it anew") from error
+        raise DataError(
+            f"'{path}' is no file of statistics, or damaged: {error}; make it with 'onnxq calibrate'"
+        ) from error
     for key, answer in statistics.answers.items():
         if not np.isfinite(answer).all():
             raise NonFiniteError(f"the {key.kind} of '{key.tensor}' in '{path}' holds NaN or Inf")

@@ -12,6 +12,7 @@ from onnxq.runtime.session import run, session
 from onnxq.statistics.answers import add_answers, answering_tap, check_answers
 from onnxq.statistics.batches import Batches
 from onnxq.statistics.calibration import Calibration
+from onnxq.statistics.reductions import LIMITS
 from onnxq.statistics.requests import Request, grouped, merged
 from onnxq.statistics.shelf import Shelf
 from onnxq.statistics.statistics import Statistics
@@ -43,8 +44,8 @@ def collect(
         OutputError: A temporary file cannot be written.
     """
     wanted = merged(requests)
-    later = [replace(each, kinds=("histogram",)) for each in wanted if "histogram" in each.kinds]
-    first = [replace(each, kinds=tuple(kind for kind in each.kinds if kind != "histogram")) for each in wanted]
+    later = [replace(each, kinds=(kind,)) for each in wanted for kind in LIMITS if kind in each.kinds]
+    first = [replace(each, kinds=tuple(kind for kind in each.kinds if kind not in LIMITS)) for each in wanted]
     groups = [*grouped(first, budget_bytes), *grouped(later, budget_bytes)]
     batches = calibration.batches(model)
     if batches.once and len(groups) > 1:

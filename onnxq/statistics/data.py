@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.errors import DataError
+from onnxq.errors import DataError, number_of
 from onnxq.runtime.inputs import Input
 
 Array = NDArray[Any]
@@ -115,7 +115,8 @@ def cast(array: Array, wanted: Input) -> Array:
     """
     if array.dtype.kind == "f" and (bad := np.isnan(array) | np.isposinf(array)).any():
         first = [int(at) for at in np.argwhere(bad)[0]]
-        raise DataError(f"data for input '{wanted.name}' has {int(bad.sum())} NaN or Inf values (first at {first})")
+        what = number_of(int(bad.sum()), "NaN or Inf value")
+        raise DataError(f"data for input '{wanted.name}' has {what} (first at {first})")
     if array.dtype == wanted.dtype:
         return array
     kinds = array.dtype.kind + wanted.dtype.kind

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxq.errors import DataError, UsageError, nearest
+from onnxq.errors import DataError, UsageError, nearest, number_of
 from onnxq.runtime.inputs import Input, token_feed, token_input
 from onnxq.statistics.data import Array, Samples, Source, cast, read
 
@@ -103,7 +103,7 @@ def token_feeds(
         )
     count = len(tokens) // sequence
     if count == 0:
-        raise DataError(f"the data has {len(tokens)} tokens, fewer than one sequence of {sequence}")
+        raise DataError(f"the data has {number_of(len(tokens), 'token')}, fewer than one sequence of {sequence}")
     count = count if limit is None else min(count, limit)
     windows = np.asarray(tokens[: count * sequence]).astype(np.int64).reshape(count, sequence)
     if windows.min() < 0:

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
 
 class Nodes:
@@ -37,6 +38,10 @@ class Nodes:
     def number(self, value: float) -> str:
         """A float32 scalar."""
         return self.add("Constant", value_float=value)
+
+    def floats(self, values: np.ndarray) -> str:
+        """An array of float32."""
+        return self.add("Constant", value=numpy_helper.from_array(np.asarray(values, np.float32)))
 
     def reduced(self, operator: str, source: str, axis: int | None) -> str:
         """ReduceSum, ReduceMax or ReduceMin over one axis, or over all of them."""

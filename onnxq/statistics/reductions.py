@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from onnxq.statistics.nodes import Nodes
@@ -22,14 +24,24 @@ Kind = Literal[
     "max",
     "sum",
     "histogram",
+    "channel_histogram",
     "rows",
 ]
 """`rows`, the number of rows seen, comes with every other kind."""
 
 Merge = Literal["sum", "min", "max"]
 Shape = tuple[int, ...]
+Array = NDArray[np.float64]
 
 BINS = 4096
+CHANNEL_BINS = 128
+# A range that is narrower is one bin: float32 has no number of bins for each unit of it.
+_NARROWEST = 1e-30
+# What bins lie between, which is found in a pass before.
+LIMITS: dict[Kind, tuple[Kind, Kind]] = {
+    "histogram": ("min", "max"),
+    "channel_histogram": ("channel_min", "channel_max"),
+}
 
 
 @dataclass(frozen=True)
@@ -40,13 +52,13 @@ class Given:
         rows: [n, K] or [groups, n, K] float32; for answers about a whole tensor the tensor.
         rank: Of the rows.
         other: Rows of the other tensor, for `cross`.
-        limits: Smallest and largest value, for `histogram`.
+        limits: Smallest and largest value, for `histogram`; of each channel, [K], for `channel_histogram`.
     """
 
     rows: str
     rank: int | None
     other: str | None = None
-    limits: tuple[float, float] | None = None
+    limits: tuple[Array, Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,20 +109,37 @@ def _reduce(operator: str, of: Sequence[str] = (), *, whole: bool = False) -> Ca
 
 def _histogram(nodes: Nodes, given: Given) -> str:
     """Counts of `BINS` equal bins between the limits, int64."""
-    low, high = given.limits or (0.0, 0.0)
     flat = nodes.add("Reshape", given.rows, nodes.ints(-1))
-    per_unit = BINS / (high - low) if high > low else 0.0
-    place = nodes.add("Mul", nodes.add("Sub", flat, nodes.number(low)), nodes.number(per_unit))
-    inside = nodes.add("Clip", nodes.add("Floor", place), nodes.number(0.0), nodes.number(BINS - 1.0))
-    bins = nodes.add("Cast", inside, to=TensorProto.INT64)
+    return _counts(nodes, _bins(nodes, flat, given, BINS), BINS)
+
+
+def _channel_histogram(nodes: Nodes, given: Given) -> str:
+    """Counts of `CHANNEL_BINS` equal bins between the limits of each channel, int64, channel by channel."""
+    channels = 1 if given.limits is None else given.limits[0].size
+    bins = _bins(nodes, given.rows, given, CHANNEL_BINS)
+    first = nodes.add("Constant", value_ints=[CHANNEL_BINS * channel for channel in range(channels)])
+    flat = nodes.add("Reshape", nodes.add("Add", bins, first), nodes.ints(-1))
+    return _counts(nodes, flat, channels * CHANNEL_BINS)
+
+
+def _bins(nodes: Nodes, values: str, given: Given, bins: int) -> str:
+    """Which bin each value lies in, int64."""
+    low, high = given.limits or (np.zeros(()), np.zeros(()))
+    per_unit = np.divide(bins, high - low, out=np.zeros_like(high), where=high - low > _NARROWEST)
+    place = nodes.add("Mul", nodes.add("Sub", values, nodes.floats(low)), nodes.floats(per_unit))
+    inside = nodes.add("Clip", nodes.add("Floor", place), nodes.number(0.0), nodes.number(bins - 1.0))
+    return nodes.add("Cast", inside, to=TensorProto.INT64)
+
+
+def _counts(nodes: Nodes, bins: str, length: int) -> str:
     # ScatterElements adds since opset 16. Unique, many times slower, counts what it finds: each bin once more.
     if nodes.opset < 16:
-        every = nodes.add("Concat", bins, nodes.ints(*range(BINS)), axis=0)
+        every = nodes.add("Concat", bins, nodes.ints(*range(length)), axis=0)
         counts = nodes.several("Unique", every, outputs=4)[3]
         return nodes.add("Sub", counts, nodes.ints(1))
     one = helper.make_tensor("one", TensorProto.INT64, [1], [1])
     ones = nodes.add("ConstantOfShape", nodes.add("Shape", bins), value=one)
-    return nodes.add("ScatterElements", nodes.ints(*[0] * BINS), bins, ones, reduction="add")
+    return nodes.add("ScatterElements", nodes.ints(*[0] * length), bins, ones, reduction="add")
 
 
 REDUCTIONS: dict[Kind, Reduction] = {
@@ -127,4 +156,5 @@ REDUCTIONS: dict[Kind, Reduction] = {
     "max": Reduction(_reduce("ReduceMax", whole=True), "max", lambda *_: (), whole=True),
     "sum": Reduction(_reduce("ReduceSum", whole=True), "sum", lambda *_: (), whole=True),
     "histogram": Reduction(_histogram, "sum", lambda *_: (BINS,), whole=True),
+    "channel_histogram": Reduction(_channel_histogram, "sum", lambda _, k, __: (k, CHANNEL_BINS)),
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from onnxq.statistics.reductions import REDUCTIONS, Kind, Shape
+from onnxq.statistics.reductions import LIMITS, REDUCTIONS, Kind, Shape
 from onnxq.statistics.views import ALL, LAST, View
 
 
@@ -72,15 +72,13 @@ def merged(requests: Iterable[Request]) -> list[Request]:
 
 def _parts(request: Request) -> Iterator[Request]:
     """What is about channels, what is about two tensors, and what is about a whole tensor apart."""
-    whole = [kind for kind in request.kinds if kind != "rows" and REDUCTIONS[kind].whole]
-    if "histogram" in whole:
-        # Its bins lie between them.
-        whole += ["min", "max"]
+    kinds = tuple(dict.fromkeys(each for kind in request.kinds for each in (*LIMITS.get(kind, ()), kind)))
+    whole = [kind for kind in kinds if kind != "rows" and REDUCTIONS[kind].whole]
     if "cross" in request.kinds:
         if request.other is None or request.view.rank is None or request.view.groups > 1:
             raise ValueError(f"cross moments of '{request.tensor}' need another tensor, and rows of both")
         yield replace(request, kinds=("cross",))
-    channels = tuple(kind for kind in request.kinds if kind not in whole and kind != "cross")
+    channels = tuple(kind for kind in kinds if kind not in whole and kind != "cross")
     if channels:
         yield replace(request, kinds=channels, other=None)
     if whole:

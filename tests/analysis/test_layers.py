@@ -175,9 +175,12 @@ def test_a_size_is_that_of_the_file(lm, tmp_path):
         ({"bits": 4, "formats": []}, "at least one"),
     ],
 )
-def test_budgets_that_cannot_be_kept_are_refused(lm, arguments, message):
+def test_budgets_that_cannot_be_kept_are_refused_before_the_work(lm, arguments, message):
+    seen = []
+    settings = {"formats": ["int2-g32"], "method": "rtn", "sequence": 20, "progress": lambda *now: seen.append(now)}
     with pytest.raises(UsageError, match=message):
-        allocate(lm, TOKENS, **{"formats": ["int2-g32"], "method": "rtn", "sequence": 20} | arguments)
+        allocate(lm, TOKENS, **settings | arguments)
+    assert seen == []
 
 
 def test_noise_shows_which_layers_bear_it(lm):

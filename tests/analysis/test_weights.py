@@ -124,7 +124,7 @@ def test_a_weight_that_is_not_finite_cannot_be_quantized(bad):
     ("kind", "words"),
     [
         ("normal", ()),
-        ("few rows", ("heavy tails", "groups of 32 keep", "2 of 512 input channels are over 6 times", "rotation")),
+        ("few rows", ("heavy tails", "groups of 32 keep", "2 of 512 input channels over 6 times", "rotation")),
         ("few columns", ("average precision 0.0", "granularity: channel")),
     ],
 )

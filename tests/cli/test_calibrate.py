@@ -49,7 +49,7 @@ def test_synthetic_data_is_told(onnxq, model):
     done = onnxq(
         "quantize", model, "-o", model.with_name("q.onnx"), "-r", "int4-gptq", "--calib", "synthetic", "--json"
     )
-    assert any("calibrated on 128 synthetic samples" in note for note in json.loads(done.out)["notes"])
+    assert any("calibrated on 128 synthetic samples" in each for each in json.loads(done.out)["warnings"])
     done = onnxq("calibrate", model, "-o", model.with_name("s"), "--calib", "synthetic")
     assert "seen on 128 synthetic samples" in done.out
 
@@ -68,7 +68,7 @@ def test_a_cache_is_made_and_used(onnxq, model, data, monkeypatch):
 
 def test_data_for_a_recipe_that_needs_none_is_told(onnxq, model, data):
     done = onnxq("quantize", model, "-o", model.with_name("q.onnx"), "-r", "int4", "--calib", data)
-    assert "note: no method of this recipe looks at activations: the data was not used" in done.out
+    assert "warning: no method of this recipe looks at activations: the data was not used" in done.out
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_data_for_a_recipe_that_needs_none_is_told(onnxq, model, data):
     [
         ([], 2, "gptq needs calibration data: --calib DATA, or --calib synthetic"),
         (["--calib", "nowhere.npz"], 7, "data file 'nowhere.npz' does not exist"),
-        (["--calib", "synthetic", "--stats", "s"], 2, "either calibration data or a file of statistics"),
+        (["--calib", "synthetic", "--stats", "s"], 2, "either calibration data (--calib) or a file of statistics"),
         (["--calib-cache", "c"], 2, "--calib-cache keeps what --calib finds"),
         (["--stats", "model.onnx"], 7, "damaged"),
         (["--stats", "nowhere"], 7, "there is no file of statistics 'nowhere'"),

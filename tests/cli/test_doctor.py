@@ -21,14 +21,14 @@ def test_everything_is_named_with_what_there_is_or_why_not(onnxq):
     assert [line.startswith("ok") for line in lines] == [each["problem"] is None for each in found.values()]
 
 
-def test_without_cupy_it_says_what_to_install(onnxq, monkeypatch):
+def test_without_cupy_it_says_once_what_to_install(onnxq, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", None)
     from onnxq.runtime.cuda.device import devices
 
     devices.cache_clear()
     found = findings(onnxq)
-    for what in ("CuPy", "GPU", "GPU kernels"):
-        assert "pip install 'onnxq[gpu]'" in found[what]["problem"]
+    assert "pip install 'onnxq[gpu]'" in found["CuPy"]["problem"]
+    assert [found[what]["problem"] for what in ("GPU", "GPU kernels")] == ["needs CuPy"] * 2
 
 
 def test_without_the_library_the_rest_is_told(onnxq, monkeypatch, tmp_path):

@@ -54,7 +54,7 @@ def test_compare_shows_outputs_and_the_layers_furthest_apart(onnxq, model, data,
     done = onnxq("compare", model, tmp_path / "small.onnx", "--data", tmp_path / "x.npz", "--worst", "1")
     assert done.code == 0
     assert re.search(r"^y +MatMul +\d+\.\d +0\.\d+ ", done.out, re.MULTILINE)
-    assert "layers that are closer" in done.out
+    assert "and 1 closer layer (--worst N" in done.out
     found = json.loads(
         onnxq("compare", model, tmp_path / "small.onnx", "--data", tmp_path / "x.npz", "--json", "--worst", "0").out
     )

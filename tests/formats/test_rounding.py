@@ -142,7 +142,7 @@ def test_half_precision_and_plain_lists_are_numbers_too(fmt):
 def test_nan_and_inf_are_refused_by_place(fmt, bad):
     x = np.zeros((3, 4), np.float32)
     x[1, 2] = x[2, 0] = bad
-    with pytest.raises(NonFiniteError, match=rf"2 values .*first at \[1, 2\].*{fmt.name}"):
+    with pytest.raises(NonFiniteError, match=rf"2 NaN or Inf values .*first at \[1, 2\].*{fmt.name}"):
         fmt.encode(x)
 
 

@@ -7,7 +7,10 @@ from onnxq.methods.channels import Range, channel_grid, smoothing
 
 def seen(x):
     """[tokens, heads, size] -> what calibration saw."""
-    return Range(x.min(0), x.max(0), x.mean(0), x.std(0))
+    low, high = x.min(0), x.max(0)
+    place = np.minimum((x - low) / np.where(high > low, high - low, 1) * 128, 127).astype(int)
+    counts = (place[..., None] == np.arange(128)).sum(0)
+    return Range(low, high, counts.astype(np.float64))
 
 
 def error(x, offset, scale, kind):
@@ -34,7 +37,9 @@ def test_uniform_channels_use_every_integer():
     offset, scale = channel_grid(seen(x), get_format("int4"))
     codes = np.rint((x - offset) / scale)
     assert (codes.min(), codes.max()) == (-8, 7)
-    assert scale.item() == pytest.approx(4 / 15, rel=1e-2)
+    # Sixteen equal cells, each with its number in the middle.
+    assert scale.item() == pytest.approx(4 / 16, rel=2e-2)
+    assert error(x, offset, scale, get_format("int4")) == pytest.approx(0.25**2 / 12, rel=2e-2)
 
 
 @pytest.mark.parametrize(("name", "top"), [("fp8_e4m3", 448), ("int8", 127.5)])
@@ -55,9 +60,24 @@ def test_smoothing_brings_channels_closer(keys):
     assert smoothed.max() / smoothed.min() == pytest.approx((sizes.max() / sizes.min()) ** 0.5, rel=0.2)
 
 
+@pytest.mark.parametrize(("name", "centred"), [("int4", True), ("int4", False), ("fp4_e2m1", True), ("fp6_e2m3", True)])
+def test_no_range_around_the_middle_leaves_less_error_than_the_fit(name, centred, keys):
+    """Some of the numbers lie far out, on one side: what is clipped, and how much, differs between the sides."""
+    keys[::50] += 4
+    kind, whole = get_format(name), Range(keys.min(0), keys.max(0))
+    fitted = error(keys, *channel_grid(seen(keys), kind, centred=centred), kind)
+    offset, scale = channel_grid(whole, kind, centred=centred)
+    assert fitted < 1.01 * min(error(keys, offset, scale * factor, kind) for factor in np.linspace(0.1, 1, 50))
+
+
 def test_a_channel_that_never_moved_has_a_finite_scale():
     still = np.zeros((4, 1, 2))
     still[:, 0, 1] = (1, 2, 3, 4)
-    for offset, scale in (channel_grid(seen(still), get_format("int4")), smoothing(seen(still))):
+    kind = get_format("int4")
+    for offset, scale in (
+        channel_grid(seen(still), kind),
+        channel_grid(seen(still), kind, centred=False),
+        smoothing(seen(still)),
+    ):
         assert np.isfinite(offset).all()
         assert (scale > 0).all()

@@ -98,6 +98,8 @@ def test_weights_and_cache_are_quantized_by_one_recipe(sample_with_cache, tmp_pa
         sample_with_cache("plain"), parse_recipe(text), output=tmp_path / "m.onnx", calibration=calibration()
     )
     assert len(report.quantized) == 42
+    assert "12 cache tensors packed and unpacked by functions in every run" in report.notes
+    assert report.warnings == ()
     assert any(
         note == "cache: keys int4 per channel, values int4 per token; 408 bytes a token, 3,072 before"
         for note in report.notes
@@ -143,12 +145,12 @@ def test_grouped_attention_stores_its_cache_itself(kind, dtype, sample_with_cach
 def test_what_stays_float_says_why(sample_with_cache):
     graph = load(sample_with_cache("grouped")).ir.graph
     spec = CacheSpec(key=CachePart(format="fp8_e4m3"), value=CachePart(format="fp8_e4m3"))
-    reasons = list(plan_cache(graph, spec).sentences())
+    reasons = list(plan_cache(graph, spec).warnings())
     assert len(reasons) == 12
     assert reasons[0].endswith("stays as it is: GroupQueryAttention stores keys and values in INT8 or both in INT4")
     odd = onnx.parser.parse_model(ATTENTION.replace("(past_key, heads)", "(heads, past_key)"))
     _, report = onnxq.quantize_proto(odd, recipe())
-    assert "cache: past_key stays as it is: the present is no Concat of the past and the new tokens" in report.notes
+    assert "cache: past_key stays as it is: the present is no Concat of the past and the new tokens" in report.warnings
 
 
 def test_scales_of_channels_need_data(sample_with_cache, tmp_path):

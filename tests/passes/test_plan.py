@@ -5,6 +5,7 @@ import onnx_ir as ir
 import pytest
 from onnx import numpy_helper, parser
 
+import onnxq
 from onnxq.errors import UsageError
 from onnxq.formats import get_format, get_scale_type
 from onnxq.model.sites import find_weights
@@ -111,15 +112,33 @@ ROI = """g (float[3,64] x, float[1,1,8,8] i, float[2,4] r, int64[2] b) => (float
     [
         ("fp6", "ort", None),
         ("int8", "ort", None),
-        ("int4", "ort", "needs opset 21, and RoiAlign 'roi' changed its meaning since opset 13"),
-        ("int2", "ort", "needs opset 25, and RoiAlign 'roi' changed its meaning since opset 13"),
+        ("int4", "ort", None),
         ("fp6", "standard", "needs opset 28, and RoiAlign 'roi' changed its meaning since opset 13"),
+        ("int4", "standard", "needs opset 28, and RoiAlign 'roi' changed its meaning since opset 13"),
         ("fp6-e2m3", "ort-int8", None),
     ],
 )
 def test_obstacle_to_the_opset_is_a_reason(recipe: str, target: str, why: str | None) -> None:
     (decision,) = (each for each in decide(recipe, target, text=ROI, opset=13) if each.weight == "w")
     assert decision.reason == why
+
+
+@pytest.mark.parametrize(("recipe", "opset"), [("int4", 21), ("int2", 25)])
+def test_without_the_opset_a_weight_leaves_under_a_function(recipe: str, opset: int) -> None:
+    proto = ir.to_proto(model(ROI, 13, w=(64, 64)))
+    emitted, report = onnxq.quantize_proto(proto, recipe)
+    way = f"as DequantizeLinear needs opset {opset}, and RoiAlign 'roi' changed its meaning since opset 13"
+    assert f"1 weight under onnxq operators, {way}" in report.warnings
+    assert emitted.opset_import[0].version == 13
+    feeds = {
+        "x": np.random.default_rng(0).standard_normal((3, 64)).astype(np.float32),
+        "i": np.ones((1, 1, 8, 8), np.float32),
+        "r": np.ones((2, 4), np.float32),
+        "b": np.zeros(2, np.int64),
+    }
+    before, after = (onnxq.session(each.SerializeToString()).run(["y"], feeds)[0] for each in (proto, emitted))
+    # All weights are one, which each of the formats has.
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
 
 
 def test_old_model_says_how_to_raise_it() -> None:

@@ -17,18 +17,23 @@ TEXT = (
 
 def sentences(rules: str, selection: Selection | None = None) -> tuple[str, ...]:
     proto = parser.parse_model(TEXT)
-    for name in ("v", "w"):
+    for name in ("v", "w", "h.0.q_proj"):
         proto.graph.initializer.append(numpy_helper.from_array(np.ones((64, 64), np.float32), name))
     recipe = parse_recipe(f"name: mine\nrules: {rules}", "mine.yaml")
-    return make_plan(ir.from_proto(proto), recipe, "ort", selection or Selection())[0].unmatched
+    return make_plan(ir.from_proto(proto), recipe, "ort", selection or Selection())[0].warnings
 
 
 @pytest.mark.parametrize(
     ("match", "said"),
     [
         ("{name: '*lm_haed*'}", ("rule 2 of 'mine' matches no weight: '*lm_haed*'; the nearest name is 'lm_head'",)),
+        (
+            "{name: [a.7.x, b.7.x, c.7.x, d.7.x, lm_heads]}",
+            ("rule 2 of 'mine' matches no weight: 'a.7.x', 'b.7.x', 'c.7.x' and 2 more",),
+        ),
         ("{regex: '.*_(q|k)'}", ("rule 2 of 'mine' matches no weight: '.*_(q|k)'",)),
         ("{name: ['*embed_out*', '*lm_head*']}", ()),
+        ("{name: '*q_prj*'}", ("rule 2 of 'mine' matches no weight: '*q_prj*'; the nearest name is 'h.0.q_proj'",)),
         ("{name: v}", ()),
         ("{regex: 'decoder_[0-9]+'}", ()),
         # Other conditions are not patterns: recipes hold them for models of all kinds.

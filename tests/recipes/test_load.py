@@ -113,7 +113,14 @@ WRONG = [
     ("rules:\n  - skip: a\n    match: {name: []}", 3, "rules[0].match.name"),
     ("rules:\n  - skip: a\n    match: {name: 3}", 3, "rules[0].match.name"),
     ("rules:\n  - skip: a\n    match: {regex: '('}", 3, "rules[0].match.regex: '(' is not a regular expression"),
-    ("rules:\n  - skip: a\n    match: {regex: [a, '*b']}", 3, "'*b' is not a regular expression"),
+    ("rules:\n  - skip: a\n    match: {regex: [a, '*b']}", 3, "'*b' is not a regular expression: repetition operator"),
+    (
+        "rules:\n  - skip: a\n    match: {regex: '(?!a)b'}",
+        3,
+        "expression: look-around, including look-ahead and look-behind",
+    ),
+    ("rules:\n  - skip: a\n    match: {regex: 'a)|(?:b'}", 3, "'a)|(?:b' is not a regular expression: unopened group"),
+    ("rules:\n  - skip: a\n    match: {regex: 'a{1000}{1000}'}", 3, "expression: Compiled regex exceeds size limit"),
     (
         "rules:\n  - skip: a\n    match: {op: MatMull}",
         3,

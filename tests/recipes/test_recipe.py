@@ -93,6 +93,12 @@ def test_a_node_without_a_name_matches_by_its_weight_alone() -> None:
     assert not matches(names=("w",), name="?*MatMul*")
 
 
+@pytest.mark.parametrize("pattern", ["(a+)+b", "(a|a)*b", "(a?){50}a{50}b", ".*.*.*.*.*b"])
+def test_no_pattern_takes_long(pattern: str) -> None:
+    """Backtracking would take longer than there is time."""
+    assert not matches(names=("a" * 5000,), regex=pattern)
+
+
 def test_specs_describe_themselves() -> None:
     assert QuantSpec(format="int4").describe() == "int4, per channel"
     spec = QuantSpec(format=["fp6_e2m3", "fp6_e3m2"], granularity="group", group_size=32, scale="e8m0")

@@ -41,6 +41,7 @@ def made_report():
             "output_bytes": sum(each.result_bytes for each in entries) + MEGABYTE,
             "seconds": 12.3,
             "notes": ("calibrated on 128 samples",),
+            "warnings": ("rule 2 matches no weight",),
             "version": "0.1.0",
             "passes": (PassRecord("read", 2.0, 400 * MEGABYTE), PassRecord("solve and pack weights", 10.0, None)),
             "recipe_text": "name: mixed\nrules:\n- weight:\n    format: [fp6_e2m3]\n",

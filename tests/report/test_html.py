@@ -58,6 +58,7 @@ def test_the_page_says_what_was_done_and_why_not(made_report):
     assert "language.onnx in mixed" in words
     assert "Quantized18of 20 weights" in words
     assert "2 no rule matches" in words
+    assert "Warning: rule 2 matches no weight" in words
     assert "calibrated on 128 samples" in words
     assert "model.layers.3.self_attn.o_proj.weight" in words
     assert "fp4_e2m1, groups of 32, fp16 scales" in words
@@ -99,19 +100,20 @@ def test_names_from_a_model_are_text(made_report):
         model=f"/models/{EVIL}.onnx",
         recipe=EVIL,
         notes=(EVIL,),
+        warnings=(EVIL,),
         recipe_text=EVIL,
         entries=(Entry(EVIL, EVIL, EVIL, (EVIL,), (1,), 4, 4, reason=EVIL),),
     )
     text = render(report, tradeoff=Tradeoff(EVIL, (Candidate(1, 1.0, EVIL),)))
     assert "<script>alert" not in text
     assert text.count("<script>") == 1
-    assert Page(text).text.count(EVIL) >= 6
+    assert Page(text).text.count(EVIL) >= 7
 
 
 def test_a_plan_and_an_empty_model_have_a_page_too(made_report):
     plan = made_report(5, output=None, output_bytes=0, seconds=0.0, passes=())
     assert "nothing was written" in Page(render(plan)).text
-    empty = Page(render(made_report(0, recipe_text="", versions={}, passes=(), notes=())))
+    empty = Page(render(made_report(0, recipe_text="", versions={}, passes=(), notes=(), warnings=())))
     assert empty.headings == ["Size", "Left as they are", "All weights"]
 
 

@@ -51,11 +51,11 @@ def test_the_summary_has_a_row_for_each_format_and_the_rest():
 
 
 def test_the_summary_names_the_worst_weight_the_reasons_and_the_output():
-    shown = text(summary(report(QUANTIZED, EXACT, SKIPPED, notes=("mind the gap",))))
+    shown = text(summary(report(QUANTIZED, EXACT, SKIPPED, notes=("a platform",), warnings=("mind the gap",))))
     assert "Lowest SQNR: 31.2 dB, layers.0.up (fp6_e2m3)" in shown
     assert "Left as they are: 1 of 3 weights\n  1  embedding: off" in shown
     assert "Wrote o.onnx: 10 kB, 50% of 20 kB, in 0.5 s" in shown
-    assert shown.endswith("note: mind the gap")
+    assert shown.endswith("note: a platform\nwarning: mind the gap")
 
 
 ACTIVATIONS = (

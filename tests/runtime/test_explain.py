@@ -438,6 +438,7 @@ def test_sentences_and_dict_say_the_same(model_of):
         "functions": {},
         "rounded": 0,
         "rotated": 0,
+        "cached": 0,
         "dequantized": 0,
         "integer": 0,
         "plain": 0,

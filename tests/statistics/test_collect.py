@@ -9,12 +9,20 @@ from onnxq.model import probe
 from onnxq.model.load import from_proto
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
-from onnxq.statistics.reductions import BINS, REDUCTIONS
+from onnxq.statistics.reductions import BINS, CHANNEL_BINS, REDUCTIONS
 from onnxq.statistics.requests import Request, merged
 
 TEXT = "g (float[n, 6] x) => (float[n, 4] y, float[n, 6] z) { h = Relu(x) y = MatMul(h, w) z = Neg(h) }"
 W = np.ones((6, 4), np.float32)
 KINDS = tuple(kind for kind in REDUCTIONS if kind != "cross")
+
+
+def of_range(x, bins):
+    """Counts of equal bins between the smallest and the largest; all in the first where those are one."""
+    if x.min() == x.max():
+        return np.eye(1, bins)[0] * x.size
+    return np.histogram(x, np.linspace(x.min(), x.max(), bins + 1))[0]
+
 
 # What numpy says, from all rows [n, K] in float64.
 EXPECTED = {
@@ -29,7 +37,8 @@ EXPECTED = {
     "min": lambda x: x.min(),
     "max": lambda x: x.max(),
     "sum": lambda x: x.sum(),
-    "histogram": lambda x: np.histogram(x, np.linspace(x.min(), x.max(), BINS + 1))[0],
+    "channel_histogram": lambda x: np.stack([of_range(channel, CHANNEL_BINS) for channel in x.T]),
+    "histogram": lambda x: of_range(x, BINS),
 }
 
 
@@ -104,6 +113,18 @@ def test_cross_moments_of_two_tensors(model, integers):
     assert found.rows("r", other="x") == 10
 
 
+@pytest.mark.parametrize("kind", ["histogram", "channel_histogram"])
+@pytest.mark.parametrize("difference", [0, 1e-45, 1e-37])
+def test_a_range_without_room_for_bins_is_one_bin(kind, difference, model):
+    x = np.zeros((5, 1), np.float32)
+    x[0] = difference
+    found = collect(
+        model("g (float[n, 1] x) => (float[n, 1] y) { y = Neg(x) }"), [Request("x", 1, (kind,))], Calibration(x)
+    )
+    counts = found.get("x", kind).reshape(-1)
+    assert counts[0] == counts.sum() == 5
+
+
 @pytest.mark.parametrize("samples", [1, 3, 8, 11])
 def test_what_fills_up_a_fixed_batch_counts_nothing(samples, model, integers):
     x = integers(samples, 3, 6)
@@ -128,7 +149,7 @@ def test_the_budget_changes_the_number_of_passes_and_no_answer(budget, model, in
     assert found.answers.keys() == alone.answers.keys()
     assert all(np.array_equal(found.answers[key], each) for key, each in alone.answers.items())
     # Histograms are another pass; with a budget of nothing, each request is.
-    passes = {1: 7, 200: 6, 10**6: 2}[budget]
+    passes = {1: 9, 200: 8, 10**6: 2}[budget]
     ours = seen[: 2 * passes]
     assert ours[-1] == (7 * passes, 7 * passes)
     assert [done for done, _ in ours] == sorted({done for done, _ in ours})

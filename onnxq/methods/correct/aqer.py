@@ -17,8 +17,6 @@ _DAMPING = 0.01
 SHARE = np.float32(0.5)
 """How much of A is best applied. All of it is best for this layer on this data; but what it takes from the layer's
 inputs is partly chance, and layers behind it pay for that."""
-MOST_BITS = 4
-"""Of a format whose weights are aimed so: finer ones change inputs by less than chance does (docs/methods.md)."""
 
 
 def correction(hessian: np.ndarray, cross: np.ndarray, *, damping: float = _DAMPING, xp: Any = np) -> Floats:

@@ -46,8 +46,11 @@ def _around(*steps: float) -> Pairs:
 
 _HALVES = tuple(1 - 0.1 * step for step in range(6))
 NONE = Search(((1.0, 1.0),))
-# Down to half the range (AWQ, arXiv 2306.00978), to within a fortieth.
-SHRINK = Search(tuple((1 - 0.05 * step, 1 - 0.05 * step) for step in range(11)), ((0.975, 0.975), (1.025, 1.025)))
+# Down to half the range (AWQ, arXiv 2306.00978), and up by a quarter: a float's steps may fit a wider one better.
+SHRINK = Search(
+    tuple((1 - 0.05 * step, 1 - 0.05 * step) for step in range(-5, 11)),
+    tuple((1 + step, 1 + step) for step in (-0.025, 0.025, -0.0125, 0.0125)),
+)
 ENDS = Search(tuple((low, high) for low in _HALVES for high in _HALVES), _around(0.05, 0.025))
 # LLM-FP4's range of biases, from 0.3 octaves above the one that lets the largest weight fit to 2.5 below.
 OCTAVES = Search(

@@ -42,7 +42,7 @@ def solve(
     back, groups = np.argsort(order), np.asarray(row_groups(len(exact), spec.block), np.intp)[order]
     grid = clip.best_grid(weight, spec, None, None, energy=curvature.energy + clip.FLOOR, xp=xp)
     there, wanted = grid.on(xp), xp.asarray(exact[order])
-    h = xp.asarray(curvature.damped(order, damping), xp.float32)
+    h = curvature.damped(order, damping, xp).astype(xp.float32)
     work, codes = wanted.copy(), xp.empty(wanted.shape, xp.uint8)
     start, k = 0, len(exact)
     while start < k:

@@ -8,7 +8,6 @@ H itself, without an inverse: what a channel has to make up for is the sum of th
 of R in H = R D R' (QuIP, arXiv 2307.13304, theorem 6).
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +18,9 @@ from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import Grid, GridSpec, row_groups
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import clip, refine, rtn
-
-# Channels between two matrix products that bring in the errors of all channels before.
-_BLOCK = 64
+from onnxq.methods.solve.in_turn import BLOCK, QuantizeRow, Rows, round_block
 
 DAMPING = 0.01
-QuantizeRow = Callable[[int, Any], tuple[Any, Any]]
-"""Codes and values of one row, by its number and what is to be rounded."""
 # Of the old values, when a grid is laid anew: they swing less from one turn to the next.
 _MOMENTUM = np.float32(0.5)
 
@@ -39,7 +34,7 @@ def solve(
     damping: float = DAMPING,
     search: clip.Search | None = None,
     turns: int | None = None,
-    sweeps: int = 2,
+    sweeps: int = 4,
     xp: Any = np,
 ) -> Solution:
     """Quantize one weight; never worse than rounding it to nearest, in the error of the layer.
@@ -69,13 +64,13 @@ def solve(
     best, seen = _Best(), exact
     count = turns or (2 if grid.format.bits <= 3 else 1)
     for turn in range(count):
-        codes, values = round_in_turn(ordered, _rows(grid.on(xp), groups), feedback)
+        codes, values = round_in_turn(ordered, Rows(grid.on(xp), groups), feedback, xp)
         best.take(cost.of(values), grid, codes, values)
         if turn + 1 < count:
             seen = _MOMENTUM * seen + (1 - _MOMENTUM) * to_host(ordered + cost.carried(values))[back]
             grid = clip.best_grid(seen[None], replace(spec, formats=[grid.format]), None, search, energy=costs, xp=xp)
     grid, codes, values = best.found
-    h = xp.asarray(curvature.damped(order, damping), xp.float32) if sweeps else None
+    h = curvature.damped(order, damping, xp) if sweeps else None
     for _ in range(sweeps):
         grid = refine.fit_scales(ordered, grid.on(xp), codes, groups, h, spec, xp)
         codes, values = refine.descend(ordered, grid.on(xp), codes, groups, h, xp)
@@ -109,13 +104,13 @@ class Cost:
 
     def __init__(self, weight: Any, feedback: Any, costs: Any, xp: Any) -> None:
         self._weight = weight
-        self._later = xp.triu(feedback, 1).T
+        self._later = xp.triu(feedback, 1).T.astype(xp.float64)
         self._costs = costs
         self._xp = xp
 
     def carried(self, values: Any) -> Any:
-        """What each row has to make up for: [K, C]."""
-        return self._later @ (self._weight - values)
+        """What each row has to make up for: float32 [K, C]."""
+        return (self._later @ (self._weight - values)).astype(self._xp.float32)
 
     def of(self, values: Any) -> float:
         """What is left in each row, at its cost."""
@@ -123,25 +118,13 @@ class Cost:
         return float((left * left * self._costs[:, None]).sum(dtype=self._xp.float64))
 
 
-def round_in_turn(weight: Any, quantize: QuantizeRow, feedback: Any) -> tuple[Any, Any]:
+def round_in_turn(weight: Any, quantize: QuantizeRow, feedback: Any, xp: Any) -> tuple[Any, Any]:
     """Codes and their values, both [K, C], of rows that each make up for the errors of those before."""
-    work, k = weight.copy(), len(weight)
-    codes, values = np.empty_like(weight, np.uint8), np.empty_like(weight)
-    for start in range(0, k, _BLOCK):
-        end = min(start + _BLOCK, k)
-        if start:
-            work[start:end] += feedback[:start, start:end].T @ (weight[:start] - values[:start])
-        for row in range(start, end):
-            codes[row], values[row] = quantize(row, work[row])
-            work[row + 1 : end] += feedback[row, row + 1 : end, None] * (weight[row] - values[row])
+    codes, values = xp.empty(weight.shape, xp.uint8), xp.empty_like(weight)
+    errors = xp.empty(weight.shape, xp.float64)
+    for start in range(0, len(weight), BLOCK):
+        rows = slice(start, start + BLOCK)
+        pull = (feedback[:start, rows].T.astype(xp.float64) @ errors[:start]).astype(xp.float32)
+        codes[rows], values[rows] = round_block(weight[rows], pull, feedback[rows, rows], quantize, start, xp)
+        errors[rows] = weight[rows] - values[rows]
     return codes, values
-
-
-def _rows(grid: Grid, groups: list[int]) -> QuantizeRow:
-    """Rounds a row to its part of the grid; `groups` says whose scales each row has."""
-
-    def quantize(row: int, x: Any) -> tuple[Any, Any]:
-        zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
-        return grid.quantize(x, grid.scale[0, groups[row]], zero)
-
-    return quantize

@@ -72,7 +72,7 @@ def _in_turn(weight: Floats, spec: GridSpec, curvature: Curvature, xp: Any) -> "
     found, seen = [], weight
     for _ in range(_TURNS):
         grid = _Grid.lay(seen[None], mask[None], spec)
-        codes, values = round_in_turn(ordered, grid.rows(order, xp), feedback)
+        codes, values = round_in_turn(ordered, grid.rows(order, xp), feedback, xp)
         found.append((cost.of(values), grid, to_host(codes)[back][None], to_host(values)[back][None]))
         seen = (seen + to_host(ordered + cost.carried(values))[back]) / 2
     return min(found, key=lambda each: each[0])[1:]

@@ -9,9 +9,8 @@ from typing import Any
 
 from onnxq.formats.base import Codes, Floats
 from onnxq.methods.grid import Grid, GridSpec
+from onnxq.methods.solve.in_turn import BLOCK, Rows, round_block
 
-# Channels between two matrix products that bring in the errors of all others.
-_BLOCK = 64
 # Of the mean energy of the groups of a column: what no weight of a group tells stays where it was.
 _RIDGE = 1e-4
 # By how much a scale may change at a time.
@@ -26,21 +25,22 @@ def fit_scales(weight: Any, grid: Grid, codes: Any, groups: list[int], h: Any, s
         grid: On the device of `weight`.
         codes: uint8 [K, C].
         groups: Whose scale each of the K rows has.
-        h: H, [K, K], damped.
+        h: H, float64 [K, K], damped.
         spec: How scales are stored.
         xp: Array module that computes.
     """
-    member = xp.zeros((grid.scale.shape[1], len(groups)), xp.float32)
+    member = xp.zeros((grid.scale.shape[1], len(groups)))
     member[xp.asarray(groups), xp.arange(len(groups))] = 1
-    units = _units(grid, codes, groups, xp)
+    units = _units(grid, codes, groups, xp).astype(xp.float64)
     right = member @ (units * (h @ weight))
-    left = xp.stack([member @ (units * (h @ (units * row[:, None]))) for row in member])
+    of_group = [xp.flatnonzero(row) for row in member]
+    left = xp.stack([member @ (units * (h[:, rows] @ units[rows])) for rows in of_group])
     old = grid.scale[0]
     if grid.block is None:
         fitted = xp.full((1, 1), float(right.sum()) / max(float(left.sum()), 1e-30))
     else:
         # One system of equations a column.
-        systems, wanted = left.transpose(2, 0, 1).astype(xp.float64), right.T.astype(xp.float64)
+        systems, wanted = left.transpose(2, 0, 1), right.T
         ridge = _RIDGE * xp.diagonal(systems, axis1=1, axis2=2).mean(axis=1)[:, None] + 1e-30
         systems = systems + xp.eye(len(member)) * ridge[:, :, None]
         fitted = xp.linalg.solve(systems, (wanted + ridge * old.T)[:, :, None])[:, :, 0].T
@@ -55,28 +55,23 @@ def descend(weight: Any, grid: Grid, codes: Any, groups: list[int], h: Any, xp: 
         grid: On the device of `weight`.
         codes: uint8 [K, C].
         groups: Whose scale each row has.
-        h: H, [K, K], damped.
+        h: H, float64 [K, K], damped.
         xp: Array module that computes.
 
     Returns:
         New codes and values; e'He is not larger than before.
     """
-    codes, k = codes.copy(), len(weight)
+    codes, quantize = codes.copy(), Rows(grid, groups)
     values = _units(grid, codes, groups, xp) * grid.scale[0][groups]
-    diagonal = xp.diag(h)
-    step = 1 / xp.where(diagonal > 0, diagonal, 1)[:, None]
-    error = values - weight
-    for start in range(0, k, _BLOCK):
-        end = min(start + _BLOCK, k)
-        slope = h[start:end] @ error
-        for row in range(start, end):
-            zero = None if grid.zero_point is None else grid.zero_point[0, groups[row]]
-            wanted = values[row] - slope[row - start] * step[row]
-            codes[row], found = grid.quantize(wanted, grid.scale[0, groups[row]], zero)
-            change = found - values[row]
-            values[row] = found
-            error[row] += change
-            slope[row + 1 - start :] += h[row + 1 : end, row, None] * change
+    errors, energy = (values - weight).astype(xp.float64), xp.diag(h)
+    for start in range(0, len(weight), BLOCK):
+        rows = slice(start, start + BLOCK)
+        # What an error means in units of a row's own.
+        shares = h[rows] / xp.where(energy > 0, energy, 1)[rows, None]
+        pull = -(shares @ errors).astype(xp.float32)
+        coupling = xp.ascontiguousarray(shares[:, rows].T.astype(xp.float32))
+        codes[rows], values[rows] = round_block(values[rows], pull, coupling, quantize, start, xp)
+        errors[rows] = values[rows] - weight[rows]
     return codes, values
 
 

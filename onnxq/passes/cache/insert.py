@@ -14,7 +14,7 @@ import onnx_ir as ir
 from onnxq.formats import get_format
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.channels import Range, channel_grid, smoothing
-from onnxq.passes.cache.plan import GROUPED_BITS, KINDS, PAST, CachePlan, CacheTensor
+from onnxq.passes.cache.plan import GROUPED_BITS, PAST, CachePlan, CacheTensor
 from onnxq.passes.edit import Editor
 from onnxq.statistics.statistics import Statistics
 from onnxq.statistics.views import HEADS
@@ -36,10 +36,8 @@ def quantize_cache(model: ir.Model, plan: CachePlan, statistics: Statistics | No
 
 def _range(tensor: CacheTensor, statistics: Statistics) -> Range:
     name = tensor.new.name or "" if tensor.new is not None else ""
-    rows = statistics.rows(name, HEADS)
-    low, high, total, squares = (statistics.get(name, kind, HEADS).reshape(tensor.heads, tensor.size) for kind in KINDS)
-    mean = total / rows
-    return Range(low, high, mean, np.sqrt(np.maximum(squares / rows - mean**2, 0)))
+    of_heads = (statistics.get(name, kind, HEADS) for kind in tensor.kinds)
+    return Range(*(each.reshape(tensor.heads, tensor.size, *each.shape[1:]) for each in of_heads))
 
 
 def _in_attention(graph: ir.Graph, editor: Editor, tensor: CacheTensor, seen: Range | None) -> None:

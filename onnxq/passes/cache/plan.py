@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.errors import UsageError
 from onnxq.formats import get_format
+from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of
@@ -23,7 +24,6 @@ from onnxq.statistics.views import HEADS
 # Where GroupQueryAttention (com.microsoft, version 1) reads past keys and values, and the bits that it stores.
 PAST = {"key": 3, "value": 4}
 GROUPED_BITS = {"int8": 8, "int4": 4}
-KINDS: tuple[Kind, ...] = ("channel_min", "channel_max", "channel_sum", "channel_square_sum")
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,13 @@ class CacheTensor:
         return self.node is not None and self.node.op_type == "GroupQueryAttention"
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """What has to be known of its channels."""
+        if self.spec is not None and self.spec.granularity == "channel" and is_fitted(get_format(self.spec.format)):
+            return "channel_min", "channel_max", "channel_histogram"
+        return "channel_min", "channel_max"
+
+    @property
     def token_bytes(self) -> tuple[int, int]:
         """Bytes that a token takes, before and after."""
         elements, itemsize = self.heads * self.size, self.carried.past.dtype.itemsize
@@ -83,11 +90,14 @@ class CachePlan:
         return tuple(each for each in self.tensors if each.spec is not None)
 
     def sentences(self) -> Iterator[str]:
-        """For the report: what is quantized and what a token takes, and why other tensors stay."""
+        """For the report: what is quantized, and what a token takes."""
         before, after = (sum(each.token_bytes[at] for each in self.tensors) for at in (0, 1))
         kinds = {f"{each.role}s {each.spec.describe()}" for each in self.tensors if each.spec}
         if kinds:
             yield f"cache: {', '.join(sorted(kinds))}; {after:,} bytes a token, {before:,} before"
+
+    def warnings(self) -> Iterator[str]:
+        """Why other tensors stay."""
         for each in self.tensors:
             if each.reason:
                 yield f"cache: {each.carried.past.name} stays as it is: {each.reason}"
@@ -172,9 +182,9 @@ def cache_statistics(
 
 
 def cache_requests(plan: CachePlan) -> list[Request]:
-    """Range and moments of each channel, where its scale comes from them."""
+    """What each channel's scale comes from."""
     return [
-        Request(each.new.name, each.heads * each.size, KINDS, HEADS)
+        Request(each.new.name, each.heads * each.size, each.kinds, HEADS)
         for each in plan.quantized
         if each.spec is not None and each.spec.needs_data and each.new is not None and each.new.name
     ]

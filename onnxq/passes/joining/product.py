@@ -51,7 +51,7 @@ def join(editor: Editor, family: Family, sink: Sink) -> str | None:
     if family.is_gated:
         node = family.end
         editor.replace(node, (DOMAIN, f"SwiGLU{operator[2]}"), inputs, attributes)
-        node.name = name
+        node.name = editor.fresh(name) if name else node.name
     else:
         result = ir.Value(name=name, type=ir.TensorType(ir.DataType(first.attributes["dtype"].as_int())))
         dims = first.outputs[0].shape
@@ -77,19 +77,17 @@ def _sources(values: Sequence[ir.Value | None]) -> list[ir.TensorProtocol]:
     Scales of one byte are read through `Scale<T>(codes, tensor_scale)`, which can be one where the latter is the same.
     """
     makers = [_scaling(value) for value in values]
-    found = [
-        constant_tensor(value if maker is None else maker.inputs[0])
-        for value, maker in zip(values, makers, strict=True)
-    ]
-    levels = [constant_tensor(maker.inputs[1]) for maker in makers if maker is not None]
-    tensors, numbers = (
-        [each for each in found if each is not None],
-        {float(each.numpy()) for each in levels if each is not None},
-    )
-    alike = (
-        len({None if each is None else each.op_type for each in makers}) == 1 == len({each.dtype for each in tensors})
-    )
-    return tensors if alike and len(tensors) == len(values) and len(numbers) == bool(levels) else []
+    kinds = {None if maker is None else (maker.op_type, _level(maker.inputs[1])) for maker in makers}
+    stored = [value if maker is None else maker.inputs[0] for value, maker in zip(values, makers, strict=True)]
+    tensors = [tensor for each in stored if (tensor := constant_tensor(each)) is not None]
+    alike = len(kinds) == 1 and len({each.dtype for each in tensors}) == 1
+    return tensors if alike and len(tensors) == len(values) else []
+
+
+def _level(value: ir.Value | None) -> object:
+    """What tells one scale of scales from another: the number, where it is constant."""
+    tensor = constant_tensor(value)
+    return value if tensor is None else float(tensor.numpy())
 
 
 def _scaling(value: ir.Value | None) -> ir.Node | None:

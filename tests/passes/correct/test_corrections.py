@@ -9,7 +9,7 @@ from onnx import numpy_helper, parser
 import onnxq
 from onnxq.errors import DataError, OnnxqError
 from onnxq.formats import get_format, get_scale_type
-from onnxq.methods.correct import norm
+from onnxq.methods.correct import aqer, norm
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.solve import gptq
@@ -197,10 +197,11 @@ def test_a_norm_takes_the_factors_for_all_layers_that_read_it(tmp_path):
     assert done["d"] is done["f"] is None
 
 
-def test_layers_behind_a_norm_see_its_factors():
+def test_layers_behind_a_norm_see_its_factors(monkeypatch):
     """In a run layer by layer, the correction is what the output shows: no mean is left, whatever came before."""
     model = net()
-    # Layers of more than four bits do not aim at the float model by themselves.
+    # Else weights and biases go half of the way to the float model.
+    monkeypatch.setattr(aqer, "SHARE", np.float32(1))
     made, report = converted(model, recipe("[norm, bias]", name="int5"))
     assert sum(each.done is not None for each in report.changes) == 5
     assert drift(model, made).max() < 1e-5

@@ -83,3 +83,24 @@ def test_kernels_on_cuda_evaluate_as_functions_on_the_cpu(recipe, cache, sample_
     settings = {"tokens": CODE_LM / "heldout.npy", "limit": 2, "sequence": 64, "cached": True}
     found = [onnxq.evaluate(path, providers=[provider], **settings).value for provider in ("cuda", "cpu")]
     assert found[0] == pytest.approx(found[1], rel=5e-3)
+
+
+def test_no_more_than_a_family_is_held_whatever_the_order_of_the_weights(sample_with_cache, tmp_path):
+    model, done = onnx.load(sample_with_cache("grouped")), []
+    by_kind = sorted(model.graph.initializer, key=lambda each: each.name.split(".")[::-1])
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(by_kind)
+    onnx.save(model, tmp_path / "model.onnx")
+    report = onnxq.quantize(
+        tmp_path / "model.onnx",
+        "fp6",
+        output=tmp_path / "joined.onnx",
+        target="ort-cuda",
+        progress=lambda name, *_: done.append(name),
+    )
+    for layer in range(LAYERS):
+        for module, parts in (("attention", "qkv"), ("mlp", ("gate", "up"))):
+            places = [done.index(f"layers.{layer}.{module}.{part}_proj.weight") for part in parts]
+            assert max(places) - min(places) == len(parts) - 1
+    # What is reported keeps the order of the model.
+    assert [each.weight for each in report.quantized] == [each.name for each in by_kind if each.name in set(done)]

@@ -56,7 +56,7 @@ def test_of_two_products_as_near_the_one_of_the_same_format_and_groups_decides()
             for each in measured()
             if (each.fmt, each.group, each.N, each.K, each.M) == (operand.fmt, operand.group, 4096, 4096, 1)
         )
-        assert choose(operand, 1, 5120, 4096) == line.configuration
+        assert choose(operand, 1, 4608, 4096) == line.configuration
 
 
 def test_a_block_of_a_gated_product_has_gates_and_ups_in_pairs():
