@@ -99,6 +99,8 @@ def main() -> None:
     print(HEAD.format(**shapes[0]["about"]))
     for found in shapes:
         print(f"### {found['about']['model'].upper()}")
+        if found["about"]["rounds"] != shapes[0]["about"]["rounds"]:
+            print(f"In {found['about']['rounds']} rounds.\n")
         print(speeds(found), MEMORY, memory(found), sep="\n")
         if found is shapes[0]:
             print(PROFILE, parts(found), sep="\n")
