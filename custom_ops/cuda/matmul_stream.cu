@@ -9,7 +9,7 @@
 //            AHEAD (1: decode the weights of a stage before its activations are there, and so before the kernel before is done; takes
 //            32 * RW registers)
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))
-//   block    THREADS     shared bytes  see `bytes` below
+//   block    THREADS     shared bytes  BYTES
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
 //            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
@@ -34,7 +34,12 @@ constexpr int CHAINS = NT * RW < 4 ? 2 : 1;
 constexpr int SUM_BYTES = WK * COLUMNS * (ROWS + 4) * 4;
 constexpr int RING = STAGES * STAGE > SUM_BYTES ? STAGES * STAGE : SUM_BYTES;
 constexpr int BARRIERS = 32 * STAGES;
-// bytes = RING + BARRIERS + 8 * ROWS
+constexpr int BYTES = RING + BARRIERS + 8 * ROWS;
+// A block of the next kernel should fit beside this one's. Its shared memory does, or not; where the registers that are needed at
+// least leave room as well, ptxas has to keep to it.
+constexpr int NEEDED = 4 * RW * NT * (GROUP ? 1 + CHAINS : CHAINS) + RW * (UNIT / 128 + 32 * AHEAD) + 32;
+constexpr int GIVEN = (THREADS + 127) / 128 * 128;  // registers are given out for so many threads
+constexpr int BLOCKS = 2 * (BYTES + 1024) <= 233472 && NEEDED * 2 * GIVEN <= 65536 ? 2 : 1;
 
 __device__ __forceinline__ void mma(float* c, const u32* a, u32 b0, u32 b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE
@@ -47,7 +52,7 @@ __device__ __forceinline__ void ldmatrix(u32* r, u32 address) {
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(address) : "memory");
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(GIVEN, BLOCKS)
 #if SPLIT > 1
 __cluster_dims__(SPLIT, 1, 1)
 #endif
@@ -154,7 +159,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
     for (int r = 0; r < RW; r++) {
       const int row = (wr * RW + r) * 16 + lane / 4;
       const bool own = ZERO && !GROUP && row < strips * 16;
-      minus[r] = minus_of(own ? zero[strip0 * 16 + row] : 0, own ? zero[strip0 * 16 + row + 8] : 0);
+      minus[r] = minus_of(own ? __ldcg(zero + strip0 * 16 + row) : 0, own ? __ldcg(zero + strip0 * 16 + row + 8) : 0);
     }
     for (int i = 0; i < count; i++) {
       const u8* stage = ring + i % STAGES * STAGE;

@@ -116,7 +116,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
     for (int b = 0; b < MB; b++) {
       const int row = ((warpgroup * MB + b) * 4 + warp) * 16 + lane / 4;
       const bool own = ZERO && !GROUP && row < strips * 16;
-      minus[b] = minus_of(own ? zero[strip0 * 16 + row] : 0, own ? zero[strip0 * 16 + row + 8] : 0);
+      minus[b] = minus_of(own ? __ldcg(zero + strip0 * 16 + row) : 0, own ? __ldcg(zero + strip0 * 16 + row + 8) : 0);
     }
     for (int i = 0; i < count; i++) {
       const int slot = i % STAGES;

@@ -73,10 +73,11 @@ def serves(configuration: Configuration, operand: Operand) -> bool:
     return not (operand.dtype == "float32" and folds) and not (operand.gates_itself and configuration.rows % 32)
 
 
-def _distance(operand: Operand, N: int, K: int, line: Measured) -> float:
-    """How far a line of the table is from a product."""
+def _distance(operand: Operand, N: int, K: int, line: Measured) -> tuple[float, float]:
+    """How far a line of the table is from a product; and of two as far, how far its shape is."""
     differences = (line.fmt != operand.fmt) + (_has_short_groups(line.group) != _has_short_groups(operand.group))
-    return abs(log(N / line.N)) + abs(log(K / line.K)) + _APART * differences
+    size = abs(log(N / line.N)) + abs(log(K / line.K))
+    return size + _APART * differences, size
 
 
 def _has_short_groups(group: int) -> bool:

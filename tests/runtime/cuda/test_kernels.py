@@ -102,6 +102,7 @@ def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
         (1, 2, 1, 4, 4),
         (2, 2, 4, 2, 3),
         (2, 2, 7, 2, 2),
+        (2, 7, 2, 4, 2),
         (2, 3, 1, 4, 2),
         (4, 2, 2, 2, 3),
         (8, 2, 4, 1, 2),

@@ -117,6 +117,8 @@ def test_a_product_is_told_as_it_is(cuda, library):
     assert list(array(cuda, ctypes.c_uint32, "block", 3)) == [288, 1, 1]
     assert ctypes.c_void_p.in_dll(cuda, "stream").value == 0x77
     assert ctypes.c_int.in_dll(cuda, "early").value == 1
+    run(cuda, library, operand, Stream(2, 7, 2, 4, 2, 1), 13, 208, 1152)  # a whole warpgroup copies
+    assert list(array(cuda, ctypes.c_uint32, "block", 3)) == [384, 1, 1]
     run(cuda, library, operand, Tile(64, 1, 2, 3, 2), 130, 208, 1152, early=0)
     assert list(array(cuda, ctypes.c_uint32, "grid", 3)) == [2 * 3 * 2, 1, 1]
     assert ctypes.c_int.in_dll(cuda, "early").value == 0
