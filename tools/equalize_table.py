@@ -62,6 +62,15 @@ SCHEMES = {
     "a4-fp": "activation: {format: fp4_e2m1, granularity: token}",
     "a4-fp-clip": "activation: {format: fp4_e2m1, granularity: token, clip_ratio: 0.9}",
     "w4": "weight: {format: int4}",
+    "w4-gptq": "weight: {format: int4, method: gptq}",
+    "w4a8-gptq": "weight: {format: int4, method: gptq}, activation: {format: int8, granularity: token}",
+    # INT8 for the two layers whose inputs have the spikes.
+    "w4a4-mixed": (
+        "weight: {format: int4, method: gptq}, "
+        "activation: {format: uint4, symmetric: false, granularity: token, clip_ratio: 0.9}}\n"
+        "- {match: {name: [node_linear_13, node_linear_27]}, "
+        "weight: {format: int8}, activation: {format: int8, granularity: token}"
+    ),
 }
 # Shares are those of what another scheme adds without steps.
 BASES = {
@@ -74,6 +83,9 @@ BASES = {
     "w4a4-gptq": "w4a4",
     "w4a4-clip": "w4a4",
     "w4a4-zero": "w4a4",
+    "w4-gptq": "w4a4",
+    "w4a8-gptq": "w4a4",
+    "w4a4-mixed": "w4a4",
     "a4-clip": "a4",
     "a4-zero": "a4",
     "a4-both": "a4",
@@ -101,6 +113,9 @@ ABOUT = {
     "a4-fp": "float and FP4 E2M1, a scale for each token",
     "a4-fp-clip": "float and FP4 E2M1, a scale for each token, clipped at 0.9",
     "w4": "INT4 and float",
+    "w4-gptq": "INT4 with GPTQ and float",
+    "w4a8-gptq": "INT4 with GPTQ and INT8, a scale for each token",
+    "w4a4-mixed": "as above, INT8 for the two layers with spikes",
 }
 # (outliers, scheme): steps, the first of them none.
 STEPS = {
@@ -147,6 +162,10 @@ STEPS = {
     ("none", "w4a4-zero"): ["rotate"],
     ("none", "a4"): ["", "rotate, choose: false"],
     ("none", "a4-clip"): ["rotate, choose: false"],
+    ("spikes", "w4-gptq"): ["rotate"],
+    ("spikes", "w4a4-mixed"): ["rotate"],
+    ("none", "w4-gptq"): ["rotate"],
+    ("none", "w4a8-gptq"): ["rotate"],
     ("none", "a4-zero"): ["rotate, choose: false"],
     ("none", "a4-both"): ["rotate, choose: false"],
     ("none", "a4-fp"): ["rotate, choose: false"],

@@ -139,9 +139,9 @@ class _Chosen:
 
     def take(self, factors: tuple[Floats, Floats], errors: np.ndarray) -> None:
         improved = errors < self.least
-        self.least[improved] = errors[improved]
+        np.copyto(self.least, errors, where=improved)
         for mine, theirs in zip(self.factors, factors, strict=True):
-            mine[improved] = theirs[improved]
+            np.copyto(mine, theirs, where=improved)
 
 
 def _errors(weight: Any, grid: Grid, curvature: Curvature | None, energy: Floats | None) -> np.ndarray:
