@@ -1,6 +1,7 @@
 """Time the CUDA kernels beside cuBLAS and onnxruntime's own products, and write a table.
 
 python tools/bench_kernels.py OUT.json [--quick]
+python tools/bench_kernels.py OUT.json --shapes 4096x4096,4096x11008 --quick --without-onnxruntime
 
 Weights rotate through more than 200 MB (the L2 cache holds 60), times are medians of CUDA-graph replays, data is
 random, and each result is compared with float64. "Limit" is the time to read the weights once at 4.3 TB/s. The own
@@ -14,10 +15,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import onnxruntime as ort
 import torch
 from gpu_products import Product, calls_for, seconds_each
-from gpu_sessions import Own
 
 from onnxq.runtime.cuda.configuration import Operand
 from onnxq.runtime.cuda.table import choose
@@ -40,11 +39,16 @@ class Others:
         self.N, self.K = N, K
         self.known: dict[int, dict[str, float]] = {}
 
-    def time(self, weight: Product, rows: Sequence[int]) -> None:
-        """Time them all for so many rows of x."""
+    def time_cublas(self, weight: Product, rows: Sequence[int]) -> None:
+        """Time PyTorch's product for so many rows of x."""
         for M in rows:
             x = weight.activations(M)
             self.known[M] = {"cublas_us": weight.cublas_seconds(x) * 1e6}
+
+    def time_onnxruntime(self, rows: Sequence[int]) -> None:
+        """Time those of onnxruntime."""
+        from gpu_sessions import Own
+
         for name, operator in (("ort_us", "MatMul"), ("ort_4bit_us", "MatMulNBits")):
             own = Own(operator, self.N, self.K)
             for M in rows:
@@ -64,7 +68,7 @@ def line(weight: Product, M: int, others: dict[str, float]) -> dict[str, object]
     run = partial(weight.run, configuration, x, y)
     us = seconds_each(run, calls_for(guess, weight.copies), weight.copies) * 1e6
     limit = weight.limit_seconds * 1e6
-    ratios = "  ".join(f"{others[name] / us:5.2f}" for name in ("cublas_us", "ort_us", "ort_4bit_us"))
+    ratios = "  ".join(f"{time / us:5.2f}" for time in others.values())
     print(
         f"{operand.fmt:9} {operand.dtype:8} g{operand.group:<4} {N:6}x{K:<6} M={M:<5} {us:9.2f} us  "
         f"{limit / us:4.0%} of limit  {ratios} x cuBLAS, MatMul, MatMulNBits  error {error:.1e}"
@@ -79,20 +83,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--quick", action="store_true", help="other formats than FP6 E3M2 on one shape only")
+    parser.add_argument("--shapes", help="NxK, comma-separated; by default seven of LLaMA's")
+    parser.add_argument("--without-onnxruntime", action="store_true", help="beside PyTorch's cuBLAS alone")
     arguments = parser.parse_args()
-    ort.preload_dlls()
+    shapes = [tuple(map(int, each.split("x"))) for each in arguments.shapes.split(",")] if arguments.shapes else SHAPES
     about = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "onnxruntime": ort.__version__,
     }
+    if not arguments.without_onnxruntime:
+        import onnxruntime as ort
+
+        ort.preload_dlls()
+        about["onnxruntime"] = ort.__version__
     lines: list[dict[str, object]] = []
-    for number, (N, K) in enumerate(SHAPES):
+    for N, K in shapes:
         others = Others(N, K)
-        others.time(Product(OPERANDS[0], N, K), ROWS)
-        for operand in OPERANDS if number == 0 or not arguments.quick else OPERANDS[:1]:
+        others.time_cublas(Product(OPERANDS[0], N, K), ROWS)
+        if not arguments.without_onnxruntime:
+            others.time_onnxruntime(ROWS)
+        for operand in OPERANDS if SHAPES[0] == (N, K) or not arguments.quick else OPERANDS[:1]:
             weight = Product(operand, N, K)
             for M in ROWS if operand is OPERANDS[0] or not arguments.quick else (1, 16, 64, 256):
                 lines.append(line(weight, M, others.known[M]))

@@ -30,7 +30,8 @@ of its own, beside the bare kernels in the same order; microseconds a product, o
 
 def cell(line: Line) -> str:
     """One product."""
-    ratios = " / ".join(f"{line[name] / line['us']:.2f}" for name in ("cublas_us", "ort_us", "ort_4bit_us"))
+    beside = ("cublas_us", "ort_us", "ort_4bit_us")
+    ratios = " / ".join(f"{line[name] / line['us']:.2f}" for name in beside if name in line)
     share = f"{line['limit_us'] / line['us']:.0%}; " if line["M"] <= _FEW else ""
     return f"{line['us']:.1f} ({share}{ratios})"
 
