@@ -250,8 +250,8 @@ __device__ __forceinline__ float4 load_from_rank(const float* local, int rank) {
 }
 
 // What a row's sum is multiplied by, and what is added: [2][Rows] in shared memory. Read before the products, in whose shadow the
-// latency of global memory does not count; from L2 (__ldcg), since before the kernels before are done L1 may still have what stood
-// there in the time of another kernel. Copies never look there.
+// latency of global memory does not count; from L2 (__ldcg), as copies do: before the kernels before are done, L1 may have what
+// stood there in the time of another.
 template <int Rows, int Threads, bool Folded = false>
 __device__ __forceinline__ void load_factors(float* factors, const Scale* scale, const Value* bias, int rows) {
   for (int i = threadIdx.x; i < rows; i += Threads) {

@@ -236,6 +236,10 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
           }
 #endif
         }
+      } else {
+        // Past the end of K there is nothing to do but to wait: activations come when all warps are done with those before. A warp that
+        // arrived sooner would be counted in that round, for another that still reads.
+        barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
       }
       __syncwarp();
       barrier_arrive(empty + i % STAGES);
