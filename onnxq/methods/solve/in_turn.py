@@ -3,7 +3,7 @@
 GPTQ and coordinate descent are one loop: a row is rounded where it should be by itself, plus a pull, the sum of the
 moves of rows before it at what they mean for it. Rows go in blocks, between which matrix products bring in the moves of
 all others. These add up in float64, so that the order in which a BLAS adds decides no code; within a block the order is
-fixed. On a GPU a block is one kernel (`in_turn.cu`), whose codes are those of numpy.
+fixed. On a GPU a block is one kernel (`nearest.cu`), whose codes are those of numpy.
 """
 
 from collections.abc import Callable
