@@ -66,7 +66,7 @@ class Product:
         """float64 [K, N]: the first copy's weights times their scales."""
         if self.values is None:
             fmt = get_format(self.operand.fmt)
-            units = self.packed[0].cpu().numpy().reshape(self.N // 16, self.K // 128, -1)
+            units = self.packed[0].cpu().numpy().reshape(self.N // 16, -(-self.K // 128), -1)
             codes = torch.from_numpy(unpack_tiled(units, fmt)).cuda()
             table = torch.from_numpy(np.asarray(fmt.values, np.float64)).cuda()
             values, rows = table[codes.int()], torch.arange(self.K, device="cuda") // (self.operand.group or self.K)

@@ -11,10 +11,10 @@
 //   grid     (ceil(N / ROWS) * SPLIT, ceil(M / (8 * NT)))
 //   block    THREADS     shared bytes  BYTES
 //   maps     x: [K / 64, M, 64] 16-bit, box [2 * WK, min(M, 8 * NT), 64], 128-byte swizzle
-//            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
+//            weights: [N / 16, ceil(K / 128), UNIT / 8] 64-bit, box [RW * WR, WK, all]; not read where BULK is 1
 //            scales: [groups, N], box [groups of a stage, or 1 where a group is longer than 128, ROWS]; not read where GROUP is 0
 //            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
-//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
+//   needs    M <= X_ROWS unless X_ROWS is 8 * NT, N % 16 == 0, K % 64 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 
 // Two warpgroups with many sums take the registers of a third, which copies: nine warps would be given as many as twelve.
@@ -68,7 +68,7 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
   float* factors = reinterpret_cast<float*>(ring + RING + BARRIERS);
   const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
   const int rank = blockIdx.x % SPLIT, strip0 = blockIdx.x / SPLIT * STRIPS, m0 = blockIdx.y * COLUMNS;
-  const int units = K / 128, chunks = (units + WK - 1) / WK;
+  const int units = (K + 127) / 128, chunks = (units + WK - 1) / WK;
   const int first = chunks * rank / SPLIT, count = chunks * (rank + 1) / SPLIT - first;
   const int strips = min(STRIPS, N / 16 - strip0), columns = min(COLUMNS, M - m0), box = min(COLUMNS, M);
 

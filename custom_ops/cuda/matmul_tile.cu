@@ -10,10 +10,10 @@
 //            weight would be, instead of each group's sum in fp32: half the accumulators)
 //   grid     (ceil(N / ROWS) * ceil(M / COLUMNS) * SPLIT)       block  128 * (GROUPS + 1)      shared bytes  see `bytes` below
 //   maps     x: [K / 64, M, 64] 16-bit, box [2, COLUMNS, 64], 128-byte swizzle
-//            weights: [N / 16, K / 128, UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
+//            weights: [N / 16, ceil(K / 128), UNIT / 8] 64-bit, box [ROWS / 16, 1, all]
 //            scales: [groups, N], box [SUB, ROWS]; not read where GROUP is 0
 //            zeros: the same of zero points, 8-bit; not read where ZERO or GROUP is 0
-//   needs    N % 16 == 0, K % 128 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
+//   needs    N % 16 == 0, K % 64 == 0, x, w and scale aligned to 16 bytes, y to 16, M > 0
 #include "common.cuh"
 #include "wgmma.cuh"
 
@@ -48,7 +48,7 @@ matmul_tile(const __grid_constant__ TensorMap x, const __grid_constant__ TensorM
   u64* empty = full + STAGES;
   float* factors = reinterpret_cast<float*>(empty + STAGES);
   const int warpgroup = threadIdx.x >> 7, warp = (threadIdx.x >> 5) & 3, lane = threadIdx.x & 31;
-  const int rank = blockIdx.x % SPLIT, units = K / 128;
+  const int rank = blockIdx.x % SPLIT, units = (K + 127) / 128;
   const int first = units * rank / SPLIT, count = units * (rank + 1) / SPLIT - first;
 
   const int tiles_m = (M + COLUMNS - 1) / COLUMNS, tiles_n = (N + ROWS - 1) / ROWS, raster = min(RASTER, tiles_m);

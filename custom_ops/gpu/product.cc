@@ -70,9 +70,10 @@ bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char
   const auto u64 = [](int64_t value) { return static_cast<uint64_t>(value); };
   const auto u32 = [](int64_t value) { return static_cast<uint32_t>(value); };
   const uint32_t stage_k = u32(kernel.along_k), block_rows = u32(kernel.rows);
-  const int64_t unit = weight.unit_bytes, units = K / 128;
+  const int64_t unit = weight.unit_bytes, units = divide_up(K, 128);
 
-  // Dimensions [64, M, K / 64] put the rows of a slab of 64 k, one line of the swizzle each, side by side.
+  // Dimensions [64, M, K / 64] put the rows of a slab of 64 k, one line of the swizzle each, side by side. A last unit may have one
+  // slab only: the other one arrives as zeros, and so do scales past the end.
   const uint32_t lines = u32(kernel.is_tile || M > kernel.columns ? kernel.columns : M);
   const Tensor on_x{2, 3, {64, u64(M), u64(K / 64)}, {u64(2 * K), 128}, {64, lines, 2 * stage_k}, true};
   const Tensor on_packed{8, 3, {u64(unit / 8), u64(units), u64(N / 16)}, {u64(unit), u64(unit * units)},

@@ -39,7 +39,7 @@ struct Weight {
   int32_t scale_bytes;  // of one scale
   int32_t group;        // rows of K that share a scale; 0 for all of them
   int32_t zero_points;  // whether it has some
-  const void* packed;   // [N / 16, K / 128, unit_bytes]
+  const void* packed;   // [N / 16, ceil(K / 128), unit_bytes]
   const void* scale;    // [groups, N]
   const void* zero;     // uint8 [groups, N], or null
 };

@@ -9,7 +9,7 @@ namespace {
 std::atomic<Compiler> g_compiler{nullptr};
 
 constexpr int64_t kLayout = 2;  // `tiled2`
-constexpr int64_t kUnitK = 128, kUnitN = 16;
+constexpr int64_t kUnitK = 128, kSlabK = 64, kUnitN = 16;
 constexpr int kPieces = 3;  // bfloat16 that add up to a float32
 
 struct TiledKernel : Kernel {
@@ -50,7 +50,7 @@ OrtStatus* check_uint8(const TiledKernel& kernel, const char* what, const OrtVal
 
 // Input `index`: codes, scales, zero points or bias.
 OrtStatus* check_input(const TiledKernel& kernel, size_t index, const OrtValue* value, ElementType* scale_type) {
-  const Shape codes{3, {N(kernel) / kUnitN, K(kernel) / kUnitK, kernel.weight.unit_bytes}};
+  const Shape codes{3, {N(kernel) / kUnitN, (K(kernel) + kUnitK - 1) / kUnitK, kernel.weight.unit_bytes}};
   if (index == 1) return check_uint8(kernel, "packed", value, codes);
   if (kernel.op->has_bias() && index == kernel.op->bias_index()) return check_bias(kernel, value);
   if (index == 3) return check_uint8(kernel, "zero_point", value, group_shape(kernel));
@@ -70,8 +70,8 @@ OrtStatus* read_tiled_attributes(const OrtKernelInfo* info, TiledKernel* kernel)
                            static_cast<long long>(layout));
   }
   const int64_t k = K(*kernel), n = N(*kernel), block = kernel->block_size;
-  if (k == 0 || n == 0 || k % kUnitK || n % kUnitN) {
-    return kernel->invalid("attribute shape is [%lld, %lld]; the layout tiled2 has K in units of 128, N in units of 16",
+  if (k == 0 || n == 0 || k % kSlabK || n % kUnitN) {
+    return kernel->invalid("attribute shape is [%lld, %lld]; the GPU kernels take K in slabs of 64, N in units of 16",
                            static_cast<long long>(k), static_cast<long long>(n));
   }
   if (block < k && block != 16 && block != 32 && block != 64 && block % kUnitK) {
@@ -170,7 +170,7 @@ OrtStatus* multiply_pieces(const TiledKernel& kernel, const gpu::Weight& weight,
 // float32 activations are not rounded: they become three times as many rows of bfloat16.
 OrtStatus* multiply_float32(const TiledKernel& kernel, const gpu::Weight& weight, const gpu::Rows& rows,
                             const OrtKernelContext* context, const OrtValue* x) {
-  // K is a multiple of 128, so sums begin at a multiple of 256 bytes.
+  // K is a multiple of 64, so sums begin at a multiple of 128 bytes.
   const size_t piece_bytes = static_cast<size_t>(kPieces * rows.M * weight.K) * sizeof(uint16_t);
   const size_t sum_bytes = static_cast<size_t>(kPieces * rows.M * weight.N) * sizeof(float);
   void* memory = nullptr;

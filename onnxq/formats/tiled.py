@@ -20,6 +20,7 @@ TILED_LAYOUT = f"tiled{TILED_VERSION}"
 TILED_FORMATS = ("fp6_e3m2", "fp6_e2m3", "fp4_e2m1", "int4", "uint4")
 UNIT_N = 16
 UNIT_K = 128
+SLAB_K = 64  # activations are copied by so many k: a weight may end in the middle of a unit
 
 Words = NDArray[np.uint32]
 Pairs = NDArray[np.uint16]
@@ -34,7 +35,7 @@ PARTS = {"fp6_e3m2": (0x18, 0x06, 0x81), "fp6_e2m3": (0x0C, 0x03, 0xC0)}
 
 def tiled_bytes(K: int, N: int, bits: int) -> int:
     """Bytes of a [K, N] weight in the layout, both dimensions rounded up to whole units."""
-    return -(-K // UNIT_K) * UNIT_K * tiled_columns(N) * bits // 8
+    return tiled_rows(K) * tiled_columns(N) * bits // 8
 
 
 def pack_tiled(codes: Codes, fmt: Format) -> Codes:
@@ -85,8 +86,13 @@ def unpack_tiled(packed: Codes, fmt: Format) -> Codes:
 
 
 def fits_tiled(K: int, N: int, fmt: Format) -> bool:
-    """Whether a [K, N] weight has whole units along K and one at least along N, and a format that kernels decode."""
-    return fmt.name in TILED_FORMATS and K > 0 and K % UNIT_K == 0 and N >= UNIT_N
+    """Whether a [K, N] weight has whole slabs along K and a unit at least along N, and a format that kernels decode."""
+    return fmt.name in TILED_FORMATS and K > 0 and K % SLAB_K == 0 and N >= UNIT_N
+
+
+def tiled_rows(K: int) -> int:
+    """Rows of whole units that hold K."""
+    return -(-K // UNIT_K) * UNIT_K
 
 
 def tiled_columns(N: int) -> int:

@@ -20,7 +20,7 @@ _INT32 = int(onnx.TensorProto.INT32)
 
 
 def untile(domain: Opset, kind: Format) -> OnnxFunction:
-    """`Untile<F>(packed)`: units [N / 16, K / 128, bytes] to codes, int32 [K, N]."""
+    """`Untile<F>(packed)`: units [N / 16, ceil(K / 128), bytes] to codes, int32 [K in whole units, N]."""
     return _untile_words(domain, kind) if kind.bits == 6 else _untile_bytes(domain, kind)
 
 
@@ -93,7 +93,8 @@ def matmul_tiled(domain: Opset, kind: Format, untiling: OnnxFunction) -> OnnxFun
     @script(domain, default_opset=op)
     def MatMulTiled(x, packed, scale, shape: Sequence[int], block_size: int, dtype: int, layout: int):
         dims = op.Constant(value_ints=shape)
-        units = op.Gather(op.Constant(value=values), op.Reshape(untiling(packed), dims))
+        codes = op.Slice(untiling(packed), op.Constant(value_ints=[0, 0]), dims)
+        units = op.Gather(op.Constant(value=values), codes)
         length = op.Gather(dims, op.Constant(value_int=0))
         group = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1)) / op.Constant(value_int=block_size)
         scales = op.Gather(op.Cast(scale, to=_FLOAT), group, axis=0)
@@ -115,7 +116,7 @@ def matmul_tiled_asymmetric(domain: Opset, kind: Format, untiling: OnnxFunction)
     ):
         dims = op.Constant(value_ints=shape)
         table = op.Constant(value=values)
-        units = op.Gather(table, op.Reshape(untiling(packed), dims))
+        units = op.Gather(table, op.Slice(untiling(packed), op.Constant(value_ints=[0, 0]), dims))
         length = op.Gather(dims, op.Constant(value_int=0))
         group = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1)) / op.Constant(value_int=block_size)
         scales = op.Gather(op.Cast(scale, to=_FLOAT), group, axis=0)

@@ -8,7 +8,7 @@ import onnx_ir as ir
 from onnxq.formats import LEARNED_FORMATS, Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
-from onnxq.formats.tiled import tiled_columns
+from onnxq.formats.tiled import tiled_columns, tiled_rows
 from onnxq.methods import outliers
 from onnxq.methods.solve.pb_llm import salient_count
 from onnxq.model.sites import Weight
@@ -118,9 +118,9 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
     size, count = weight.size, group.scales
     if tiled:
-        # There each column has a scale of its own, and each zero point a byte; the last columns fill up a unit.
-        columns = group.matrix[2]
-        size, count = (max(each, columns) // columns * tiled_columns(columns) for each in (size, count))
+        # There each column has a scale of its own, and each zero point a byte; rows and columns fill up units.
+        _, rows, columns = group.matrix
+        size, count = tiled_rows(rows) * tiled_columns(columns), max(1, count // columns) * tiled_columns(columns)
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     if spec.salient:
         # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.

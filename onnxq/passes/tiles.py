@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.formats.tiled import TILED_VERSION, pack_tiled, tiled_columns
+from onnxq.formats.tiled import TILED_VERSION, pack_tiled, tiled_columns, tiled_rows
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
@@ -21,7 +21,8 @@ Step = tuple[tuple[str, str], Sequence[ir.Value | None], Attributes]
 def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int:
     """Turn the products with a weight into `MatMul<F>Tiled`, those with a bias into `Linear<F>Tiled`.
 
-    Columns that fill up the last unit of the layout are copies of the last one, and cut off the result.
+    Columns that fill up the last unit of the layout are copies of the last one, and cut off the result. Rows that do so
+    are zeros and meet no activations.
 
     Args:
         editor: Of the model.
@@ -37,7 +38,8 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
     columns = tiled_columns(N)
     shape = (solution.scale.shape[1], columns)  # one scale in all is written once a column
     shelf = Shelf(editor, weight, sink)
-    codes = pack_tiled(_widened(solution.codes[0], N, columns), solution.format)
+    units = np.pad(_widened(solution.codes[0], N, columns), ((0, tiled_rows(K) - K), (0, 0)))
+    codes = pack_tiled(units, solution.format)
     packed = shelf.add("quantized", ir.DataType.UINT8, codes.shape, codes)
     scale_for = scales(shelf, solution, _widened(solution.scale[0], N, columns))
     zeros, ending = [], f"{operator_suffix(solution.format)}Tiled"

@@ -27,6 +27,7 @@ RAGGED = {
     "transposed": "g (float[3,256] x) => (float[3,40] y) { v = Transpose(w_40_t) [n] y = MatMul(x, v) }",
     "gemm": "g (float[3,256] x) => (float[3,40] y) { [n] y = Gemm(x, w_40, b_40) }",
     "matmul and bias": "g (float[3,256] x) => (float[3,40] y) { [n] p = MatMul(x, w_40) y = Add(p, b_40) }",
+    "half a unit of rows": "g (float[2,3,192] x) => (float[2,3,40] y) { [n] y = MatMul(x, w_192) }",
     "twice": "g (float[3,256] x) => (float[3,40] y) { a = MatMul(x, w_40) c = MatMul(x, w_40) y = Mul(a, c) }",
 }
 OTHERS = {
@@ -37,7 +38,7 @@ OTHERS = {
     "table": "g (int64[3] x) => (float[3,48] y) { [n] y = Gather(w, x) }",
 }
 SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "r": (3, 48), "narrow": (256, 15), "short": (248, 48)}
-SHAPES |= {"w_40": (256, 40), "w_40_t": (40, 256), "b_40": (40,)}
+SHAPES |= {"w_192": (192, 40), "w_40": (256, 40), "w_40_t": (40, 256), "b_40": (40,)}
 WEIGHT = "rules:\n  - match: {role: [linear, embedding, head]}\n    weight: "
 PRESETS = ["fp6", "fp6-e3m2", "mxfp6", "fp4", "mxfp4", "nvfp4", "int8", "int4", "int3", "int2"]
 
@@ -99,7 +100,10 @@ def test_columns_that_fill_up_a_unit_are_cut_off(name: str, dtype: type, recipe:
     kinds = [node.op_type for node in made.graph.node if not node.op_type.startswith("Scale")]
     product = next(node for node in made.graph.node if "Tiled" in node.op_type)
     assert product.op_type.startswith("MatMul")
-    assert next(each for each in product.attribute if each.name == "shape").ints == [256, 48]
+    assert next(each for each in product.attribute if each.name == "shape").ints == [
+        192 if name == "half a unit of rows" else 256,
+        48,
+    ]
     behind = {"gemm": ["Add"], "matmul and bias": ["Add"], "twice": [product.op_type, "Slice", "Mul"]}
     assert kinds == [product.op_type, "Slice", *behind.get(name, [])]
     planned = onnxq.plan(from_proto(build(RAGGED[name], dtype)), recipe, target="ort-cuda")

@@ -44,13 +44,13 @@ def case(cp, operand, M, N, K):
         -(-K // operand.group) if operand.group else 1,
         "bfloat16" if operand.dtype == "float32" else operand.dtype,
     )
-    packed = rng.integers(0, 256, (N // 16, K // 128, 256 * fmt.bits), cp.uint8)
+    packed = rng.integers(0, 256, (N // 16, -(-K // 128), 256 * fmt.bits), cp.uint8)
     zero = rng.integers(0, 1 << fmt.bits, (groups, N), cp.uint8)
     scale, scales = rounded(cp, rng.random((groups, N), cp.float32) + 0.5, operand.scale)
     x, activations = rounded(cp, rng.standard_normal((M, K), cp.float32) * 0.05, kind)
     bias, biases = rounded(cp, rng.standard_normal(N, cp.float32), kind)
     values, rows = cp.asarray(fmt.values.astype(np.float64)), cp.arange(K) // (operand.group or K)
-    weight = values[cp.asarray(unpack_tiled(packed.get(), fmt))]
+    weight = values[cp.asarray(unpack_tiled(packed.get(), fmt)[:K])]
     if operand.zero:
         weight -= values[zero][rows]
     given = {"x": x, "packed": packed, "scale": scale, "bias": bias, "zero": zero}
@@ -92,6 +92,9 @@ def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
     check(cp, operand, Stream(1, 2, 2, 2, 3, 1, x_rows=5), 5, 208, 1152)
     check(cp, operand, Stream(2, 1, 4, 2, 2, 2, bulk=0), 13, 208, 1152, with_bias=True)
     check(cp, operand, Tile(64, 1, 2, 3, 2), 50, 208, 1152, with_bias=True)
+    # The last unit is half full.
+    check(cp, operand, Stream(2, 1, 4, 2, 2, 2, bulk=0), 13, 208, 1088)
+    check(cp, operand, Tile(64, 1, 2, 3, 2), 50, 208, 1088)
 
 
 @pytest.mark.parametrize("split", [1, 2, 4, 8])
@@ -109,7 +112,15 @@ def test_every_kind_of_operand_gives_the_product(cp, fmt, dtype, scale, group):
     ],
 )
 def test_streams_of_every_geometry_and_any_rows(cp, geometry, split):
-    for M, N, K in ((1, 16, 128), (3, 272, 2176), (8, 128, 4096), (17, 400, 1280), (64, 64, 384)):
+    for M, N, K in (
+        (1, 16, 128),
+        (2, 48, 64),
+        (3, 272, 2176),
+        (5, 272, 2112),
+        (8, 128, 4096),
+        (17, 400, 1280),
+        (64, 64, 320),
+    ):
         check(cp, Operand("fp6_e3m2"), Stream(*geometry, split), M, N, K)
 
 
@@ -119,7 +130,7 @@ def test_streams_of_every_geometry_and_any_rows(cp, geometry, split):
     [(16, 1, 1, 4), (32, 2, 2, 3), (64, 1, 2, 4), (128, 2, 2, 3), (128, 1, 3, 3), (256, 1, 2, 2), (128, 2, 1, 3)],
 )
 def test_tiles_of_every_geometry_and_any_rows(cp, geometry, split):
-    for M, N, K in ((1, 16, 512), (100, 272, 2176), (129, 400, 1280), (700, 1040, 640)):
+    for M, N, K in ((1, 16, 512), (100, 272, 2176), (129, 400, 1280), (129, 400, 1216), (700, 1040, 640)):
         check(cp, Operand("fp6_e3m2"), Tile(*geometry, split), M, N, K)
 
 
@@ -143,6 +154,7 @@ def test_zero_points_are_subtracted(cp, fmt, dtype, group):
     operand = Operand(fmt, dtype, "float16", group, zero=True)
     for configuration in (Stream(1, 2, 2, 2, 3, 1, x_rows=5), Stream(1, 1, 4, 2, 2, 2, bulk=0), Tile(64, 1, 2, 3, 2)):
         check(cp, operand, configuration, 5, 208, 1152)
+        check(cp, operand, configuration, 5, 208, 1088)
     check(cp, operand, Tile(64, 2, 1, 3, 1, 2, 2, fold=1), 100, 272, 2176)
 
 
