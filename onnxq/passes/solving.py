@@ -133,7 +133,7 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
 
     try:
-        return solved(array)
+        return _unless_lost(solved(array))
     except NonFiniteError:
         what = unusable(weight)
         if what is None:
@@ -145,7 +145,14 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             ) from None
         if policy == "skip":
             return what
-        return solved(_clamped(array))
+        return _unless_lost(solved(_clamped(array)))
+
+
+def _unless_lost(solution: Solution) -> Solution | str:
+    """A solution that is nearer to the weight than zeros are; else why the weight is better left alone."""
+    if solution.squared_error < solution.squared_norm or solution.squared_norm == 0:
+        return solution
+    return "rounding would leave nothing of it: its numbers are too small for its scales"
 
 
 def unusable(weight: Weight) -> str | None:
