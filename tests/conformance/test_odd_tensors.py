@@ -8,6 +8,7 @@ from onnx import numpy_helper, parser
 from onnxq.api import quantize_proto
 from onnxq.errors import NonFiniteError
 from onnxq.recipes import load_recipe, parse_recipe
+from onnxq.statistics.calibration import Calibration
 
 PRESETS = ["fp4", "fp6", "fp6-e2m3", "fp6-e3m2", "int2", "int3", "int4", "int8", "mxfp4", "mxfp6", "nvfp4"]
 TARGETS = ("ort", "standard", "ort-int8", "native")
@@ -122,6 +123,15 @@ def test_weights_below_every_scale_are_left_alone(weight: np.ndarray, preset: st
         assert emitted == model
     else:
         assert entry.sqnr_db > 6
+
+
+@pytest.mark.parametrize("preset", ["int4-gptq", "int2-best", "int4-awq", "w4a4-rotate"])
+@pytest.mark.parametrize("size", [1e38, 1e-36])
+def test_weights_without_squares_are_left_alone_by_methods_that_square(size: float, preset: str) -> None:
+    weight = (np.sign(normal(64, 32)) * size).astype(np.float32)
+    data = Calibration(normal(4, 3, 64).astype(np.float32) / 1e3)
+    _, report = quantize_proto(product(weight), load_recipe(preset), calibration=data)
+    assert "no squares in float32" in str(report.entries[0].reason)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 3), (8, 0, 3), (8, 8, 0)])
