@@ -39,7 +39,7 @@ Via = Annotated[
     typer.Option(help="The exporter: optimum, or PyTorch's own; by default optimum if installed.", show_default=False),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the folder brings.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder that exists, of an earlier export.")]
 
 
 def export(

@@ -62,7 +62,8 @@ class Conversion:
             raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
         if (self.sequential or self.resume is not None) and self.calibration is None:
             raise UsageError(
-                "sequential calibration runs the model itself: give calibration data, not a file of statistics"
+                "to go layer by layer (--sequential, --resume) the model is run on data: give --calib DATA; a file of "
+                "statistics cannot stand for it"
             )
 
     def context(self, folder: Path) -> Context:

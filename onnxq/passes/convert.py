@@ -250,8 +250,9 @@ def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[st
         samples, synthetic = calibration.batches(job.model).samples, calibration.is_synthetic
     elif seen is not None:
         samples, synthetic = seen.samples, seen.synthetic
-    elif calibration is not None:
-        warnings.append("no method of this recipe looks at activations: the data was not used")
+    elif calibration is not None or job.asked.statistics is not None:
+        unused = "statistics were" if calibration is None else "data was"
+        warnings.append(f"no method of this recipe looks at activations: the {unused} not used")
     if synthetic:
         made_up = number_of(samples, "synthetic sample")
         warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")
