@@ -52,9 +52,9 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a local Hugging Face folder to ONNX, a language model with its cache of keys and values.
+    r"""Export a local Hugging Face folder to ONNX, a language model with its cache of keys and values.
 
-    Needs pip install 'onnxq[export]'. Nothing is downloaded, and OUT appears complete or not at all.
+    Needs pip install 'onnxq\[export]'. Nothing is downloaded, and OUT appears complete or not at all.
     """
     from rich.text import Text
 
