@@ -83,3 +83,21 @@ def test_it_is_the_same_each_time_and_is_told(model):
     assert first.synthetic
     assert first.samples == 128
     assert np.allclose(first.get("h", "hessian"), second.get("h", "hessian"))
+
+
+def test_an_image_has_the_channels_that_the_convolution_wants(model, integers):
+    loaded = model(
+        "g (float[n, c, h, w] x) => (float[n, 6, a, b] y) { y = Conv<group=2>(x, v) }", v=integers(6, 3, 2, 2)
+    )
+    (first,) = batches(loaded, samples=1)
+    assert first.inputs["x"].shape == (1, 6, 64, 64)
+
+
+def test_what_has_one_name_has_one_size(model):
+    loaded = model(
+        """g (float[n, 4, seen, 16] key, float[n, seen] mask, float[n, 4, past_sequence_length, 16] past)
+        => (float[n, 4, seen, 16] y) { y = Neg(key) }"""
+    )
+    (first,) = batches(loaded, samples=1, sequence=20)
+    assert first.inputs["mask"].shape == (1, 20)
+    assert first.inputs["key"].shape == first.inputs["past"].shape == (1, 4, 20, 16)
