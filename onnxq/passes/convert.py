@@ -247,7 +247,7 @@ def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[st
     calibration, samples, synthetic = job.asked.calibration, 0, False
     if job.in_sequence and calibration is not None:
         notes.append("layer by layer: each is calibrated behind the quantized layers before it")
-        samples, synthetic = calibration.batches(job.model).samples, calibration.is_synthetic
+        samples, synthetic = calibration.batches(job.model).count(), calibration.is_synthetic
     elif seen is not None:
         samples, synthetic = seen.samples, seen.synthetic
     elif calibration is not None or job.asked.statistics is not None:

@@ -156,6 +156,8 @@ def test_an_output_that_exists_stays_unless_forced(optimum, tiny, tmp_path):
     with pytest.raises(OutputError, match="exists; pass --force"):
         export_folder(tiny("bert"), out)
     assert (out / "mine.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="route is 'onnx'; valid: optimum, torch"):
+        export_folder(tiny("bert"), tmp_path / "new", route="onnx")
     with pytest.raises(OutputError, match="holds other things than an export, which would be lost"):
         export_folder(tiny("bert"), out, force=True)
     assert (out / "mine.txt").read_text() == "mine"
