@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onnxq.errors import SessionError
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
 from onnxq.statistics.requests import Request
@@ -101,3 +102,10 @@ def test_what_has_one_name_has_one_size(model):
     (first,) = batches(loaded, samples=1, sequence=20)
     assert first.inputs["mask"].shape == (1, 20)
     assert first.inputs["key"].shape == first.inputs["past"].shape == (1, 4, 20, 16)
+
+
+def test_where_it_does_not_fit_real_data_is_asked_for(model, integers):
+    text = "g (float[n, a, b] x) => (float[n, a, 4] y) { z = Add(x, bias) y = MatMul(z, w) }"
+    loaded = model(text, bias=integers(7, 5), w=integers(5, 4))
+    with pytest.raises(SessionError, match=r"synthetic, and .* they are guesses: give real data"):
+        collect(loaded, [Request("z", 5, ("hessian",))], Calibration("synthetic", sequence=12, samples=1))
