@@ -84,7 +84,7 @@ class Calibration:
             if not self.is_synthetic:
                 raise
             raise SessionError(
-                f"{error}; this data is synthetic, and where the model leaves sizes open, they are guesses: give real data"
+                f"{error}; this data is synthetic, and sizes that the model leaves open are guesses: give real data"
             ) from error
 
     def digest(self, model: Model) -> str:

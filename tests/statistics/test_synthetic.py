@@ -107,5 +107,5 @@ def test_what_has_one_name_has_one_size(model):
 def test_where_it_does_not_fit_real_data_is_asked_for(model, integers):
     text = "g (float[n, a, b] x) => (float[n, a, 4] y) { z = Add(x, bias) y = MatMul(z, w) }"
     loaded = model(text, bias=integers(7, 5), w=integers(5, 4))
-    with pytest.raises(SessionError, match=r"synthetic, and .* they are guesses: give real data"):
+    with pytest.raises(SessionError, match=r"synthetic, and .* guesses: give real data"):
         collect(loaded, [Request("z", 5, ("hessian",))], Calibration("synthetic", sequence=12, samples=1))
