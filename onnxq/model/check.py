@@ -1,6 +1,6 @@
 """onnx.checker without external data: the checker would open every file that the model names, by path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
@@ -35,7 +35,8 @@ def check(model: onnx.ModelProto, name: str) -> None:
             tensor.ClearField("data_location")
             tensor.ClearField("dims")
             tensor.dims.append(0)
-    for node in copy.graph.node:
+    # Not in functions, where it makes onnxruntime 1.31 crash.
+    for node in _all_nodes(copy.graph.node):
         if node.op_type == _ONNXRUNTIME_ONLY and node.domain in ("", "ai.onnx"):
             # The checker passes over domains that it does not know.
             node.domain = "com.microsoft"
@@ -44,6 +45,15 @@ def check(model: onnx.ModelProto, name: str) -> None:
         checker.check_model(copy)
     except (checker.ValidationError, EncodeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, with those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _all_nodes(graph.node)
 
 
 def check_text(model: onnx.ModelProto, name: str) -> None:
