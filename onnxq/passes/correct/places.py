@@ -13,13 +13,12 @@ from onnxq.model.opset import raise_to
 from onnxq.model.sites import Site
 from onnxq.passes.constants import constant_array, constant_shape, give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.equalize.walk import Products, Scaled
 from onnxq.passes.finish import with_bias
 from onnxq.passes.sink import Memory
 from onnxq.passes.solving import Work
-from onnxq.passes.step import Change
+from onnxq.passes.step import Change, Refusal
 
 # Initializers that are no inputs.
 _IR_VERSION = 4
