@@ -79,7 +79,7 @@ def _broken_text(message: Message) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the error that all others came from: onnx-ir wraps one more around each level of the model."""
+    """The first line of the error that all others came from: onnx-ir wraps one around each level, PyTorch pages."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

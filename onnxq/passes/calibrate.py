@@ -1,5 +1,6 @@
 """Which statistics a plan needs, and where in the model they are found."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,9 +101,6 @@ def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Readi
         return () if attribute is None else tuple(attribute.as_ints())
 
     group, padding = node.attributes.get("group"), node.attributes.get("auto_pad")
-    channels = 1
-    for size in shape[1:]:
-        channels *= size
     view = Patches(
         kernel=shape[2:],
         groups=1 if group is None else group.as_int(),
@@ -111,7 +109,7 @@ def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Readi
         dilations=numbers("dilations"),
         auto_pad="NOTSET" if padding is None else padding.as_string(),
     )
-    return Reading(tensor, channels, view)
+    return Reading(tensor, math.prod(shape[1:]), view)
 
 
 def requests(

@@ -1,4 +1,4 @@
-"""The record of a conversion, and how it looks in JSON and in a terminal."""
+"""The record of a conversion, and how it looks in JSON, in a terminal and as a page."""
 
 from onnxq.report.report import Activation, Entry, Report
 

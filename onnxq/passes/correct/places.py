@@ -9,7 +9,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of, operator_name
-from onnxq.model.opset import raise_to
+from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
 from onnxq.model.sites import Site
 from onnxq.passes.constants import constant_array, constant_shape, give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
@@ -20,8 +20,6 @@ from onnxq.passes.sink import Memory
 from onnxq.passes.solving import Work
 from onnxq.passes.step import Change, Refusal
 
-# Initializers that are no inputs.
-_IR_VERSION = 4
 BIAS, NORM = "correct: bias", "correct: norm"
 """What reports call the corrections."""
 
@@ -83,7 +81,7 @@ def open_biases(model: Model, work: Sequence[Work]) -> tuple[dict[int, Bias], li
     Returns:
         The biases, and why other layers get none.
     """
-    raise_to(model.ir, 0, _IR_VERSION)
+    raise_to(model.ir, 0, INITIALIZER_IR_VERSION)
     editor, found, changes = Editor(model.ir), {}, []
     for number, item in enumerate(work):
         try:
