@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import MissingExtraError, SessionError, UsageError, nearest
 from onnxq.runtime.failures import plain_cause
-from onnxq.runtime.native import register
+from onnxq.runtime.register import register
 
 if TYPE_CHECKING:
     import onnxruntime
