@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onnxq.model.replacing import replacing
+from onnxq.model.replacing import write_text
 from onnxq.report.contents import Contents
 from onnxq.report.findings import LayerLosses, Tradeoff
 from onnxq.report.html import render
@@ -25,8 +25,12 @@ class Report(Contents):
         return plain
 
     def write(self, path: str | Path) -> None:
-        """Write the report as JSON; the file appears complete or not at all."""
-        _write(Path(path), json.dumps(self.to_dict(), indent=1) + "\n")
+        """Write the report as JSON; the file appears complete or not at all, and replaces one that stands there.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        write_text(Path(path), json.dumps(self.to_dict(), indent=1) + "\n", "the report")
 
     def write_html(
         self, path: str | Path, *, losses: LayerLosses | None = None, tradeoff: Tradeoff | None = None
@@ -37,10 +41,8 @@ class Report(Contents):
             path: The file; one that stands there is replaced.
             losses: What the model loses by each weight alone, where that was measured.
             tradeoff: Bits and losses of other allocations, where they were searched.
+
+        Raises:
+            OutputError: It cannot be written.
         """
-        _write(Path(path), render(self, losses=losses, tradeoff=tradeoff))
-
-
-def _write(path: Path, text: str) -> None:
-    with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+        write_text(Path(path), render(self, losses=losses, tradeoff=tradeoff), "the report")
