@@ -19,6 +19,7 @@ from onnxq.model.labels import module_of
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
 from onnxq.model.probe import runnable
+from onnxq.model.scopes import subgraphs
 from onnxq.runtime.inputs import Input, inputs_of
 from onnxq.runtime.session import run, session
 from onnxq.statistics.data import Source, read
@@ -264,8 +265,7 @@ def _makers(graph: ir.Graph) -> dict[str, _Maker]:
     varying = {id(value) for value in graph.inputs if value.const_value is None}
     makers = {}
     for node in graph:
-        subgraphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        if not subgraphs and not any(id(value) in varying for value in node.inputs):
+        if not subgraphs(node) and not any(id(value) in varying for value in node.inputs):
             continue
         varying.update(id(value) for value in node.outputs)
         for value in node.outputs:

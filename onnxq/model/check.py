@@ -7,6 +7,7 @@ from google.protobuf.message import EncodeError, Message  # type: ignore[import-
 from onnx import checker
 
 from onnxq.errors import ModelError
+from onnxq.model.operators import MICROSOFT
 from onnxq.model.tensors import walk
 
 # onnxruntime has it in ONNX's own domain, where ONNX knows none of that name; onnxruntime-genai's builder writes it.
@@ -39,7 +40,7 @@ def check(model: onnx.ModelProto, name: str) -> None:
     for node in _all_nodes(copy.graph.node):
         if node.op_type == _ONNXRUNTIME_ONLY and node.domain in ("", "ai.onnx"):
             # The checker passes over domains that it does not know.
-            node.domain = "com.microsoft"
+            node.domain = MICROSOFT
             copy.opset_import.add(domain=node.domain, version=1)
     try:
         checker.check_model(copy)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from onnxq.errors import UsageError
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.load import Model
-from onnxq.model.operators import domain_of, is_set
+from onnxq.model.operators import MICROSOFT, domain_of, is_set
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.plan import Plan
 from onnxq.statistics.cache import collected, load_statistics
@@ -22,7 +22,7 @@ from onnxq.statistics.views import LAST, Axis, Patches, View
 
 _RIGHT = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "Attention")
 _CONVOLUTIONS = ("Conv", "FusedConv")
-_DOMAINS = ("", "com.microsoft")
+_DOMAINS = ("", MICROSOFT)
 
 # Small, and what most methods look at.
 _CHANNEL_KINDS: tuple[Kind, ...] = (

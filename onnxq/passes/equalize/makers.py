@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.constants import constant_ints
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import MICROSOFT, domain_of, operator_name
 from onnxq.passes.equalize.labels import Labels, dims_of, padded, reshaped
 from onnxq.passes.equalize.nodes import (
     PARTS,
@@ -22,20 +22,19 @@ from onnxq.passes.equalize.nodes import (
 from onnxq.passes.equalize.walk import Walk
 from onnxq.passes.step import Refusal
 
-_MICROSOFT = "com.microsoft"
 # Inputs with one number a channel, which scale the output.
 _NORMS = {
     ("", "LayerNormalization"): (1, 2),
     ("", "RMSNormalization"): (1,),
     ("", "SimplifiedLayerNormalization"): (1,),
-    (_MICROSOFT, "SkipLayerNormalization"): (2, 3),
-    (_MICROSOFT, "SkipSimplifiedLayerNormalization"): (2,),
+    (MICROSOFT, "SkipLayerNormalization"): (2, 3),
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"): (2,),
 }
 # Inputs of attention that hold values beside input 2: a packed bias, or values of earlier calls.
 _ATTENTIONS = {
     ("", "Attention"): (5,),
-    (_MICROSOFT, "MultiHeadAttention"): (3, 7),
-    (_MICROSOFT, "GroupQueryAttention"): (4,),
+    (MICROSOFT, "MultiHeadAttention"): (3, 7),
+    (MICROSOFT, "GroupQueryAttention"): (4,),
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import MICROSOFT, domain_of, operator_name
 from onnxq.model.shapes import Shapes
 from onnxq.passes.fusion import is_op
 from onnxq.passes.rotation.linear import Linear, is_constant_row, keeps_rows
@@ -124,7 +124,7 @@ def _is_behind_activation(linear: Linear, shapes: Shapes) -> bool:
     node = linear.x.producer()
     while node is not None and node.inputs and keeps_rows(node, shapes, linear.weight.shape[0]):
         node = None if node.inputs[0] is None else node.inputs[0].producer()
-    if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", "com.microsoft"):
+    if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", MICROSOFT):
         return False
     # A scale of each channel ends a norm.
     return not any(is_constant_row(each) for each in node.inputs)
