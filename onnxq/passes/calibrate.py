@@ -1,7 +1,7 @@
 """Which statistics a plan needs, and where in the model they are found."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -82,6 +82,15 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
     if site.node.op_type not in _RIGHT or len(weight.shape) != 2:
         return None
     return Reading(value.name, weight.shape[weight.layout.reduction], Axis(channel_axis(site, value)))
+
+
+def readings_of(weights: Iterable[Weight], graph: ir.Graph) -> dict[Reading, list[Weight]]:
+    """What is multiplied with some weights, and with which of them; those of which it is not known are left out."""
+    found: dict[Reading, list[Weight]] = {}
+    for weight in weights:
+        if (reading := reading_of(weight, graph)) is not None:
+            found.setdefault(reading, []).append(weight)
+    return found
 
 
 def channel_axis(site: Site, value: ir.Value) -> int:
