@@ -1,7 +1,7 @@
 """How the weights of a model run in a session on the CPU, told from the graph without running it."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +99,7 @@ class Execution:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "fused": [
-                {"bits": kind.bits, "accuracy_level": kind.accuracy_level, "count": kind.count} for kind in self.fused
-            ],
-            "native": dict(self.native),
-            "native_int8": dict(self.native_int8),
-            "functions": dict(self.functions),
-            "rounded": self.rounded,
-            "rotated": self.rotated,
-            "cached": self.cached,
-            "dequantized": self.dequantized,
-            "integer": self.integer,
-            "plain": self.plain,
-        }
+        return asdict(self) | {"fused": [asdict(kind) for kind in self.fused]}
 
 
 def execution(
