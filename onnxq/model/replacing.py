@@ -41,3 +41,21 @@ def check_ending(path: Path, *endings: str) -> None:
     """
     if path.suffix.lower() not in endings:
         raise OutputError(f"'{path}' does not end in {' or '.join(endings)}; call it '{path.name}{endings[0]}'")
+
+
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write a file; it appears complete or not at all, and replaces one that stands there.
+
+    Args:
+        path: The file.
+        text: Its content.
+        what: How an error calls it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {what} '{path}': {error.strerror or error}") from error

@@ -2,8 +2,9 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -81,19 +82,32 @@ def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work
     ]
 
 
-def in_order(executor: Executor, calls: Sequence[Callable[[], Solution | str]]) -> Iterator[Solution | str]:
-    """What the calls give, in their order, with only as many results alive as there are workers."""
+@contextmanager
+def in_order(calls: Iterable[Callable[[], Solution | str]], threads: int | None) -> Iterator[Iterator[Solution | str]]:
+    """What the calls give, in their order; the context ends the threads.
+
+    Args:
+        calls: Each for one weight.
+        threads: That call; by default one a processor. Beside the result just taken, one for each is being made or
+            waits, and no more.
+    """
+    workers = threads or os.cpu_count() or 1
     pending: deque[Future[Solution | str]] = deque()
-    try:
+
+    def results() -> Iterator[Solution | str]:
         for call in calls:
             pending.append(executor.submit(call))
-            if len(pending) > (os.cpu_count() or 1):
+            if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+
+    with ThreadPoolExecutor(workers) as executor:
+        try:
+            yield results()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: Any = np) -> Solution | str:

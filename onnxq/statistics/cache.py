@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from onnxq.errors import DataError, NonFiniteError, OutputError
 from onnxq.model.arrays import write_arrays
@@ -120,8 +121,6 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
 
 def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
     """Statistics whose large arrays stay in the file, and what is recorded about them."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise DataError(f"there is no file of statistics '{path}'")
     try:

@@ -46,10 +46,6 @@ def test_one_provider_needs_no_list(providers, model_of):
     assert session(model_of(ADD).SerializeToString(), providers=providers).get_providers() == ["CPUExecutionProvider"]
 
 
-def test_no_provider_is_the_usual_one(model_of):
-    assert session(model_of(ADD).SerializeToString(), providers=[]).get_providers()[-1] == "CPUExecutionProvider"
-
-
 @pytest.mark.parametrize("threads", [0, -2])
 def test_no_threads_are_refused(threads, model_of):
     with pytest.raises(UsageError, match=f"threads is {threads}; at least one"):
@@ -60,6 +56,11 @@ def test_no_threads_are_refused(threads, model_of):
 def test_cuda_without_onnxruntime_gpu_names_the_extra(model_of):
     with pytest.raises(UsageError, match=r"no provider 'CUDAExecutionProvider' here.*onnxq\[gpu\]"):
         session(model_of(ADD).SerializeToString(), providers=["cuda", "cpu"])
+
+
+def test_an_empty_list_of_providers_is_refused(model_of):
+    with pytest.raises(UsageError, match="names no execution provider"):
+        session(model_of(ADD).SerializeToString(), providers=[])
 
 
 def test_short_provider_names_are_known(model_of):

@@ -10,9 +10,8 @@ from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Weight
 from onnxq.passes.equalize.fold import Folding
 from onnxq.passes.equalize.formulas import Formula, Seen, formula_of
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place, find_places, products_of
-from onnxq.passes.step import Change, Context, rewritten
+from onnxq.passes.step import Change, Context, Refusal, rewritten
 from onnxq.recipes import ActivationSpec, QuantSpec
 from onnxq.statistics.statistics import Statistics
 
