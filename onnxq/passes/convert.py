@@ -254,7 +254,7 @@ def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[s
         samples, synthetic = seen.samples, seen.synthetic
     elif calibration is not None or job.asked.statistics is not None:
         unused = "statistics were" if calibration is None else "data was"
-        warnings.append(f"no method of this recipe looks at activations: the {unused} not used")
+        warnings.append(f"nothing that the recipe does here looks at activations: the {unused} not used")
     if synthetic:
         made_up = number_of(samples, "synthetic sample")
         warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")

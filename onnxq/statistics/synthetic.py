@@ -20,6 +20,8 @@ _SEED = 20250101
 _PIXELS, _OF_TOKENS = 64, "sequence"
 # Operators that hand indices on to a lookup.
 _PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+# Operators that may stand between an image and its first convolution.
+_KEEP_CHANNELS = ("Cast", "Identity", "Add", "Sub", "Mul", "Div", "Pad", "QuantizeLinear", "DequantizeLinear")
 
 
 def synthetic(
@@ -75,10 +77,14 @@ def _shapes(graph: ir.Graph, inputs: tuple[Input, ...], sequence: int) -> dict[s
 
 def _channels(graph: ir.Graph, name: str) -> int | None:
     """The channels that a convolution wants of an input; None where none reads it."""
-    for node in (node for value in graph.inputs if value.name == name for node in value.consumers()):
-        weight = node.inputs[1] if domain_of(node) == "" and node.op_type == "Conv" else None
-        if weight is not None and weight.shape is not None and isinstance(each := weight.shape[1], int):
-            return each * node.attributes.get_int("group", 1)
+    reached = [value for value in graph.inputs if value.name == name]
+    for value in reached:
+        for node in value.consumers():
+            weight = node.inputs[1] if domain_of(node) == "" and node.op_type == "Conv" else None
+            if weight is not None and weight.shape is not None and isinstance(each := weight.shape[1], int):
+                return each * node.attributes.get_int("group", 1)
+            if domain_of(node) == "" and node.op_type in _KEEP_CHANNELS:
+                reached.extend(output for output in node.outputs if output not in reached)
     return None
 
 

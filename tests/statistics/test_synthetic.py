@@ -88,7 +88,9 @@ def test_it_is_the_same_each_time_and_is_told(model):
 
 def test_an_image_has_the_channels_that_the_convolution_wants(model, integers):
     loaded = model(
-        "g (float[n, c, h, w] x) => (float[n, 6, a, b] y) { y = Conv<group=2>(x, v) }", v=integers(6, 3, 2, 2)
+        "g (float[n, c, h, w] x) => (float[n, 6, a, b] y) { z = Mul(x, s) y = Conv<group=2>(z, v) }",
+        v=integers(6, 3, 2, 2),
+        s=integers(6, 1, 1),
     )
     (first,) = batches(loaded, samples=1)
     assert first.inputs["x"].shape == (1, 6, 64, 64)
