@@ -97,6 +97,29 @@ def test_decoders_leave_pytorch_with_a_cache(architecture, torch, tiny, tmp_path
     check_decoder(torch, tiny(architecture), made.models[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("bert", "AutoModelForSequenceClassification"), ("vit", "AutoModelForImageClassification")],
+)
+def test_encoders_leave_pytorch(architecture, kind, torch, tiny, tmp_path, no_network):
+    import transformers
+
+    made = export_folder(tiny(architecture), tmp_path / "out", route="torch")
+    (model,), rng = made.models, np.random.default_rng(0)
+    reference = getattr(transformers, kind).from_pretrained(tiny(architecture)).eval()
+    if architecture == "bert":
+        ids = rng.integers(3, 30, (3, 7))
+        feeds = {"input_ids": ids, "attention_mask": np.where(np.arange(7) < [[7], [5], [3]], 1, 0)}
+    else:
+        config = reference.config
+        shape = (3, config.num_channels, config.image_size, config.image_size)
+        feeds = {"pixel_values": rng.standard_normal(shape).astype(np.float32)}
+    with torch.no_grad():
+        expected = reference(**{name: torch.tensor(each) for name, each in feeds.items()}).logits.numpy()
+    np.testing.assert_allclose(onnxq.session(model).run(None, feeds)[0], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("architecture", "task", "models"),
     [
