@@ -52,7 +52,14 @@ def export_through_torch(
     except Exception as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
     model = model.eval()
-    example = example_of(model)
+    try:
+        example = example_of(model)
+    except AttributeError as error:
+        raise ModelError(
+            f"the configuration of '{folder}' has no '{error.name}': --via torch knows decoders whose cache holds keys "
+            "and values, encoders of tokens, and classifiers of images; try --via optimum, or export it yourself "
+            "(onnxq.export)"
+        ) from error
     output.mkdir()
     with torch.no_grad():
         export(

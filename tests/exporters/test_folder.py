@@ -1,5 +1,6 @@
 import json
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -240,3 +241,19 @@ def test_the_task_follows_from_the_architecture(architecture, kind, task):
 def test_an_architecture_that_says_nothing_needs_a_task():
     with pytest.raises(UsageError, match="what 'Odd' is for: give --task"):
         task_of({"architectures": ["Odd"], "model_type": "odd"})
+
+
+def test_an_architecture_of_another_kind_is_told_what_pytorch_is_asked_for(torch, tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = tmp_path / "mamba"
+    MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1)).save_pretrained(folder)
+    with pytest.raises(ModelError, match="has no 'num_attention_heads': --via torch knows decoders whose cache"):
+        export_folder(folder, tmp_path / "out", route="torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_exporters_print_is_not_seen(capfd):
+    with surroundings.quiet():
+        sys.stderr.write("a graph of a thousand lines")
+    assert capfd.readouterr() == ("", "")
