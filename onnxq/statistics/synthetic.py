@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import DataError
 from onnxq.model.constants import constant_tensor
-from onnxq.model.operators import domain_of
+from onnxq.model.operators import DOMAIN, domain_of
 from onnxq.runtime.inputs import Input, token_feed, token_input
 from onnxq.statistics.data import Array, Samples
 
@@ -20,7 +20,7 @@ _SEED = 20250101
 _PIXELS, _OF_TOKENS = 64, "sequence"
 # Operators that hand indices on to a lookup.
 _PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
-# Operators that may stand between an image and its first convolution.
+# Operators that may stand between an image and its first convolution, beside those of onnxq that round it.
 _KEEP_CHANNELS = ("Cast", "Identity", "Add", "Sub", "Mul", "Div", "Pad", "QuantizeLinear", "DequantizeLinear")
 
 
@@ -83,7 +83,7 @@ def _channels(graph: ir.Graph, name: str) -> int | None:
             weight = node.inputs[1] if domain_of(node) == "" and node.op_type == "Conv" else None
             if weight is not None and weight.shape is not None and isinstance(each := weight.shape[1], int):
                 return each * node.attributes.get_int("group", 1)
-            if domain_of(node) == "" and node.op_type in _KEEP_CHANNELS:
+            if domain_of(node) == DOMAIN or (domain_of(node) == "" and node.op_type in _KEEP_CHANNELS):
                 reached.extend(output for output in node.outputs if output not in reached)
     return None
 

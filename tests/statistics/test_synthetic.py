@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
+from onnxq.api import quantize_proto
 from onnxq.errors import SessionError
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -111,3 +113,13 @@ def test_where_it_does_not_fit_real_data_is_asked_for(model, integers):
     loaded = model(text, bias=integers(7, 5), w=integers(5, 4))
     with pytest.raises(SessionError, match=r"synthetic, and .* guesses: give real data"):
         collect(loaded, [Request("z", 5, ("hessian",))], Calibration("synthetic", sequence=12, samples=1))
+
+
+def test_a_rounded_image_keeps_its_channels(integers):
+    text = """<ir_version: 10, opset_import: ["": 21]>
+        g (float[n, c, h, w] x) => (float[n, 4, a, b] y) { z = Conv(x, v) r = Relu(z) y = Conv(r, u) }"""
+    proto = parser.parse_model(text)
+    for name, shape in (("v", (4, 3, 3, 3)), ("u", (4, 4, 3, 3))):
+        proto.graph.initializer.append(numpy_helper.from_array(integers(*shape), name))
+    _, report = quantize_proto(proto, "w6a6-fp", calibration=Calibration("synthetic", samples=2))
+    assert len(report.quantized) == 2
