@@ -1,6 +1,8 @@
 // AVX2 with FMA and F16C (Haswell, Zen and later): sixteen codes at a time, each in a 16-bit lane.
 #include <immintrin.h>
 
+#include <array>
+#include <cmath>
 #include <cstring>
 
 #include "half.h"
@@ -54,11 +56,13 @@ struct Spread {
   uint8_t gather[8][32];  // by the bit at which the first code begins
   uint16_t factor[8][16];
 
-  static constexpr Spread make(int bits) {
+  // `column_of(lane)` is the column whose code a lane shall hold.
+  template <class ColumnOf>
+  static constexpr Spread make(int bits, ColumnOf column_of) {
     Spread made{};
     for (int first = 0; first < 8; ++first) {
       for (int lane = 0; lane < 16; ++lane) {
-        const int bit = lane * bits + first;
+        const int bit = column_of(lane) * bits + first;
         made.gather[first][2 * lane] = static_cast<uint8_t>(bit / 8);
         made.gather[first][2 * lane + 1] = static_cast<uint8_t>(bit / 8 + 1);
         made.factor[first][lane] = static_cast<uint16_t>(1 << (16 - bits - bit % 8));
@@ -68,8 +72,18 @@ struct Spread {
   }
 };
 
-alignas(32) constexpr Spread kSpreads[] = {Spread::make(2), Spread::make(3), Spread::make(4), Spread::make(5),
-                                           Spread::make(6)};
+constexpr int in_order(int lane) { return lane; }
+
+// Lanes are widened within 128 bits: the lower four of each half have the first eight columns.
+constexpr int to_unpack(int lane) { return lane % 8 / 4 * 8 + lane / 8 * 4 + lane % 4; }
+
+template <class ColumnOf>
+constexpr std::array<Spread, 5> spreads(ColumnOf column_of) {
+  return {Spread::make(2, column_of), Spread::make(3, column_of), Spread::make(4, column_of), Spread::make(5, column_of),
+          Spread::make(6, column_of)};
+}
+
+alignas(32) constexpr std::array<Spread, 5> kInOrder = spreads(in_order), kToUnpack = spreads(to_unpack);
 
 struct LaneRow {
   const uint8_t* bytes;
@@ -85,8 +99,8 @@ class LaneDecoder {
   using Row = LaneRow;
   static constexpr bool kReaches = true;
 
-  LaneDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : spread_(kSpreads[format.bits - 2]), bits_(format.bits), end_(packed + size) {}
+  LaneDecoder(const std::array<Spread, 5>& spreads, const Format& format, const uint8_t* packed, uint64_t size)
+      : spread_(spreads[static_cast<size_t>(format.bits - 2)]), bits_(format.bits), end_(packed + size) {}
 
   Row row(const uint8_t* bytes, int bit) const {
     return {bytes, load_256(spread_.gather[bit]), load_256(spread_.factor[bit])};
@@ -95,10 +109,16 @@ class LaneDecoder {
   template <bool Reach>
   void step(const Row& row, const uint8_t* at, Vec* out) const {
     for (int half = 0; half < 2; ++half) {
-      const __m256i bytes = load_bytes<Reach>(at + half * 2 * bits_, end_);
-      const __m256i lanes = _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, row.gather), row.factor);
-      static_cast<const Derived*>(this)->values(lanes, out + 2 * half);
+      static_cast<const Derived*>(this)->values(lanes<Reach>(row, at, half), out + 2 * half);
     }
+  }
+
+ protected:
+  // Sixteen codes of the 32 from `at` on.
+  template <bool Reach>
+  __m256i lanes(const Row& row, const uint8_t* at, int half) const {
+    const __m256i bytes = load_bytes<Reach>(at + half * 2 * bits_, end_);
+    return _mm256_mullo_epi16(_mm256_shuffle_epi8(bytes, row.gather), row.factor);
   }
 
  private:
@@ -112,7 +132,7 @@ class LaneDecoder {
 class MinifloatDecoder : public LaneDecoder<MinifloatDecoder> {
  public:
   MinifloatDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : LaneDecoder(format, packed, size), scale_(_mm256_set1_ps(format.scale)) {
+      : LaneDecoder(kInOrder, format, packed, size), scale_(_mm256_set1_ps(format.scale)) {
     const int magnitude_bits = format.bits - 1, top = 15 - magnitude_bits;  // the lowest bit, right after the sign
     right_ = _mm_cvtsi32_si128(top - (10 - format.mantissa_bits));
     mask_ = _mm256_set1_epi16(static_cast<int16_t>(((1 << magnitude_bits) - 1) << (10 - format.mantissa_bits)));
@@ -136,7 +156,7 @@ template <bool Signed>
 class IntegerDecoder : public LaneDecoder<IntegerDecoder<Signed>> {
  public:
   IntegerDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : LaneDecoder<IntegerDecoder>(format, packed, size), right_(_mm_cvtsi32_si128(16 - format.bits)) {}
+      : LaneDecoder<IntegerDecoder>(kInOrder, format, packed, size), right_(_mm_cvtsi32_si128(16 - format.bits)) {}
 
   void values(__m256i lanes, Vec* out) const {
     const __m256i whole = Signed ? _mm256_sra_epi16(lanes, right_) : _mm256_srl_epi16(lanes, right_);
@@ -152,7 +172,7 @@ class IntegerDecoder : public LaneDecoder<IntegerDecoder<Signed>> {
 class CodebookDecoder : public LaneDecoder<CodebookDecoder> {
  public:
   CodebookDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : LaneDecoder(format, packed, size),
+      : LaneDecoder(kInOrder, format, packed, size),
         lower_(_mm256_loadu_ps(format.values)),
         upper_(_mm256_loadu_ps(format.values + 8)) {}
 
@@ -170,6 +190,8 @@ class CodebookDecoder : public LaneDecoder<CodebookDecoder> {
 
   __m256 lower_, upper_;
 };
+
+#include "avx2_int8.inl"
 
 // Calls `with(decoder type)` for the decoder of a format.
 template <class Decoder>
@@ -192,7 +214,9 @@ void choose(const Format& format, With with) {
   }
 }
 
+template <class Dot>
 void matmul(const MatMul& job, int64_t task) {
+  if (job.rounded.values) return rounded_matmul<Dot>(job, task);
   choose(*job.weight.format, [&](auto use) { matmul_with<typename decltype(use)::type>(job, task); });
 }
 
@@ -200,10 +224,11 @@ void dequantize(const Dequantize& job, int64_t task) {
   choose(*job.format, [&](auto use) { dequantize_with<typename decltype(use)::type>(job, task); });
 }
 
-constexpr Kernels kKernels{"avx2", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
-
 }  // namespace
 
-const Kernels* const kAvx2Kernels = &kKernels;
+const Kernels kAvx2Kernels{"avx2", kStep, Isa::kFewRows, matmul<Dot>, finish, dequantize, round_row};
+#if defined(ONNXQ_AVX_VNNI)
+const Kernels kAvxVnniKernels{"avxvnni", kStep, Isa::kFewRows, matmul<VnniDot>, finish, dequantize, round_row};
+#endif
 
 }  // namespace onnxq
