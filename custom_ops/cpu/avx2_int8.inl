@@ -11,18 +11,18 @@ class ByteDecoder : public LaneDecoder<ByteDecoder<Tables>> {
   };
 
   ByteDecoder(const Format& format, const uint8_t* packed, uint64_t size)
-      : LaneDecoder<ByteDecoder>(kToUnpack, format, packed, size),
+      : LaneDecoder<ByteDecoder>(kToUnpack[format.bits - 2], format, packed, size),
         to_low_(_mm_cvtsi32_si128(16 - format.bits)),
         to_high_(_mm_cvtsi32_si128(8 - format.bits)),
         high_(_mm256_set1_epi16(static_cast<int16_t>(((1 << format.bits) - 1) << 8))),
-        unit_(int8_unit(format)) {
+        unit_(format.int8_unit) {
     for (int t = 0; t < Tables; ++t) {
       alignas(16) uint8_t bytes[16];
       for (int i = 0; i < 16; ++i) {
         bytes[i] = byte_of_code(format, 16 * t + i);
         if (t) bytes[i] ^= byte_of_code(format, 16 * (t - 1) + i);
       }
-      change_[t] = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
+      change_[t] = twice(bytes);
     }
   }
 
@@ -84,8 +84,8 @@ struct Dot {
 
   static Ints set1(int32_t x) { return _mm256_set1_epi32(x); }
   static Vec to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
-  // vpmaddubsw adds two products in 16 bits, and cannot overflow them: bytes of weights are at most 2 * kByteOffset, and
-  // activations within -127 ... 127, so that it makes at most 2 * 128 * 127 = 32512.
+  // vpmaddubsw adds two products in 16 bits and cannot overflow them: bytes of weights are at most 2 * kByteOffset, and
+  // activations at most 127 either way, so that it makes at most 2 * 128 * 127 = 32512.
   ONNXQ_INLINE static Ints add(Ints sum, Ints weights, Ints activations) {
     const Ints pairs = _mm256_maddubs_epi16(weights, activations);
     return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));

@@ -1,18 +1,18 @@
-// Products with activations that are rounded to int8; included where there is a decoder for them.
+// Products with activations that are rounded to int8; included by the instruction sets that make them faster.
 //
-// Each value of the weight is an integer times the unit of its format. As an unsigned byte, the integer plus kByteOffset,
-// it is multiplied with an activation; `Dot::add` adds four such products, of four rows of the weight, to a 32-bit
-// lane. What the offset adds is taken off again: it is the same for all columns.
+// Each value of the weight is an integer times the unit of its format. `Dot::add` multiplies four rows of the weight,
+// as unsigned bytes (the integer plus kByteOffset), with four activations and adds all four products to a 32-bit lane.
+// What the offset adds is taken off again: it is the same for all columns.
 //
-// Of a decoder `row_codes` reads a step of columns of one row, and `interleave` makes bytes of those of four rows: byte b of lane
-// l of vector v is row b of column kLanes v + l.
+// A decoder for this reads a step of columns of a row (`row_codes`), and makes four vectors of bytes of four such rows
+// (`interleave`): byte b of lane l of vector v is row b of column kLanes v + l.
 
 constexpr int kByteOffset = 64;
 
-// What a code stands for in such products; codes repeat where the format has fewer than 64.
-inline uint8_t byte_of_code(const Format& format, int code) {
+// What stands for a code below 64 in such products; those of a format with fewer repeat.
+uint8_t byte_of_code(const Format& format, int code) {
   const float value = format.values[code & ((1 << format.bits) - 1)];
-  return static_cast<uint8_t>(static_cast<int>(value / int8_unit(format)) + kByteOffset);
+  return static_cast<uint8_t>(static_cast<int>(value / format.int8_unit) + kByteOffset);
 }
 
 template <class Decoder, class Dot>
@@ -21,8 +21,6 @@ struct RoundedProduct : Product<Decoder> {
   using Ints = typename Dot::Ints;
   using Base::column, Base::columns, Base::decoder, Base::job, Base::row, Base::rows, Base::weight, Base::zero_decoder;
   using typename Base::Mind;
-
-  const float unit = int8_unit(*weight.format);
 
   // A step of columns of `count` rows, four vectors for four rows. A row past the last is another one: its activations
   // are zero.
@@ -74,7 +72,7 @@ struct RoundedProduct : Product<Decoder> {
     }
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
-      const Vec x_scale = Isa::set1(job.rounded.scale[first + m * runs] * unit);
+      const Vec x_scale = Isa::set1(job.rounded.scale[first + m * runs] * weight.format->int8_unit);
       const Vec x_sum = Isa::set1(static_cast<float>(-job.rounded.sum[first + m * runs]));
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
@@ -118,7 +116,7 @@ struct RoundedProduct : Product<Decoder> {
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t top = rows * t / tiles, below = rows * (t + 1) / tiles;
           add_rows<Dot::kRows>(below - top, top, k / kRoundedRun, count, weights, group, total + top * width + at,
-                                  width);
+                               width);
         }
       }
     }
@@ -143,16 +141,16 @@ void round_row(const MatMul& job, int64_t m) {
   for (int64_t run = 0; run < runs; ++run) {
     alignas(64) float x[kRoundedRun] = {};
     to_floats(job.x, m * K + run * kRoundedRun, smaller(kRoundedRun, K - run * kRoundedRun), job.type, x);
-    uint32_t largest_bits = 0;  // magnitudes follow each other as their bits do, infinity and NaN at the end
+    uint32_t magnitude = 0;  // the largest, as bits: they are in the order of the numbers, infinity and NaN last
     for (const float each : x) {
       const uint32_t bits = bits_of_float(each) & 0x7fffffff;
-      largest_bits = bits > largest_bits ? bits : largest_bits;
+      magnitude = bits > magnitude ? bits : magnitude;
     }
-    float largest = float_of_bits(largest_bits);
-    if (largest_bits >= 0x7f800000) {
-      largest = std::numeric_limits<float>::quiet_NaN();
+    if (magnitude >= 0x7f800000) {
+      magnitude = 0x7fc00000;  // NaN
       memset(x, 0, sizeof x);
     }
+    const float largest = float_of_bits(magnitude);
     const float factor = largest >= kSmallest ? 127 / largest : 0;
     const int64_t at = m * runs + run;
     int8_t* to = job.rounded.values + at * kRoundedRun;
