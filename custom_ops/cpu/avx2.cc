@@ -128,8 +128,8 @@ class LaneDecoder {
   const uint8_t* end_;
 };
 
-// Five or six bits: exponent and mantissa of a minifloat, moved to their places in a float16, are its value times a power
-// of two; conversion handles subnormal numbers as well. The power of two is multiplied in.
+// Five or six bits: exponent and mantissa of a minifloat, moved to their places in a float16, are its value times a
+// power of two; conversion handles subnormal numbers as well. The power of two is multiplied in.
 class MinifloatDecoder : public LaneDecoder<MinifloatDecoder> {
  public:
   MinifloatDecoder(const Format& format, const uint8_t* packed, uint64_t size)
@@ -153,8 +153,8 @@ class MinifloatDecoder : public LaneDecoder<MinifloatDecoder> {
   __m256i mask_;
 };
 
-// Four bits and values of no more than eight significant bits, that of code 0 being 0: two tables give the upper two bytes
-// of each float32, and the lower two are zero.
+// Four bits and values of no more than eight significant bits, that of code 0 being 0: two tables give the upper two
+// bytes of each float32, and the lower two are zero.
 class PairDecoder : public LaneDecoder<PairDecoder> {
  public:
   PairDecoder(const Format& format, const uint8_t* packed, uint64_t size)
