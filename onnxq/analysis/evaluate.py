@@ -21,7 +21,7 @@ from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.scoring import CachedScorer
 from onnxq.runtime.session import CUDA, run, session
 from onnxq.runtime.source import checked
-from onnxq.statistics.data import Array, Source, read
+from onnxq.statistics.data import Array, Source, read_one
 from onnxq.statistics.feeds import Feed, Feeds, feeds_for, token_feeds
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def evaluate(
         if data is not None:
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)
             return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)
-        feeds = token_feeds(_stream(tokens), inputs, sequence=sequence, batch=batch, limit=limit)
+        stream = read_one({} if tokens is None else tokens, "tokens")
+        feeds = token_feeds(stream, inputs, sequence=sequence, batch=batch, limit=limit)
         score = partial(_by_token, opened, loaded, sequence) if cached else partial(_at_once, opened)
         return _perplexity(opened, feeds, token_input(inputs).name, score, how, progress)
 
@@ -209,20 +210,11 @@ def _accuracy(
     return Evaluation("accuracy", right / done, None, 0, done, seconds, how)
 
 
-def _stream(tokens: Source | None) -> Array:
-    stream = read(tokens) if tokens is not None else {}
-    if isinstance(stream, dict):
-        raise DataError("tokens are one array in a .npy file; named arrays are given as data")
-    return stream
-
-
 def _labels(labels: Source | None, feeds: Feeds) -> Array:
     """[samples] class numbers."""
-    found = feeds.labels if labels is None else read(labels)
+    found = feeds.labels if labels is None else read_one(labels, "labels")
     if found is None:
         raise DataError("accuracy needs labels: give them, or an array 'labels' in the data")
-    if isinstance(found, dict):
-        raise DataError("labels are one array in a .npy file")
     if found.dtype.kind not in "iu" or found.size != len(found) or len(found) < feeds.samples:
         raise DataError(f"labels are one class number a sample ({feeds.samples}), not {found.dtype}{list(found.shape)}")
     return found.reshape(-1)

@@ -1,6 +1,5 @@
 """What each layer bears: noise of the same strength in its weight, or in its input, and nothing else changed."""
 
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from onnxq.model.load import Model, load
 from onnxq.model.named import Named
 from onnxq.model.overrides import Addend
 from onnxq.model.sites import Weight, find_weights
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.calibrate import reading_of
 from onnxq.statistics.data import Source
 
@@ -113,7 +113,7 @@ def perturb(
             progress(done, total, name)
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
+        folder = stack.enter_context(temporary_folder())
         swapping = Swapping(
             loaded,
             weights,

@@ -196,7 +196,13 @@ def _scorer(opened: "onnxruntime.InferenceSession") -> tuple[Scores, str]:
 
 
 def _margins(scores: NDArray[np.float32], label: int) -> NDArray[np.float32]:
-    """Log of the odds against a class, [samples]: it rises with the loss, and float32 tells it where the loss is 0."""
+    """Log of the odds against a class, [samples]: it rises with the loss, and float32 tells it where the loss is 0.
+
+    Raises:
+        DataError: The model has no such class.
+    """
+    if not 0 <= label < scores.shape[1]:
+        raise DataError(f"the data has label {label}, the model has {scores.shape[1]} classes")
     logs = log_probabilities(scores, probabilities=are_probabilities(scores))
     others = np.delete(logs, label, axis=1)
     highest = others.max(axis=1)

@@ -221,7 +221,5 @@ def _write_report(report: "Report", path: Path, found: "tuple[LayerLosses, Trade
             report.write_html(path, losses=losses, tradeoff=tradeoff)
         else:
             report.write(path)
-    except OSError as error:
-        raise OutputError(
-            f"'{report.output}' is written, but not the report '{path}': {error.strerror or error}"
-        ) from error
+    except OutputError as error:
+        raise OutputError(f"'{report.output}' is written, but: {error}") from error

@@ -34,7 +34,7 @@ PARTS = {"fp6_e3m2": (0x18, 0x06, 0x81), "fp6_e2m3": (0x0C, 0x03, 0xC0)}
 
 def tiled_bytes(K: int, N: int, bits: int) -> int:
     """Bytes of a [K, N] weight in the layout, both dimensions rounded up to whole units."""
-    return -(-K // UNIT_K) * -(-N // UNIT_N) * UNIT_K * UNIT_N * bits // 8
+    return -(-K // UNIT_K) * UNIT_K * tiled_columns(N) * bits // 8
 
 
 def pack_tiled(codes: Codes, fmt: Format) -> Codes:
@@ -85,8 +85,13 @@ def unpack_tiled(packed: Codes, fmt: Format) -> Codes:
 
 
 def fits_tiled(K: int, N: int, fmt: Format) -> bool:
-    """Whether a [K, N] weight has whole units only, and a format that kernels decode."""
-    return fmt.name in TILED_FORMATS and K > 0 and N > 0 and K % UNIT_K == 0 and N % UNIT_N == 0
+    """Whether a [K, N] weight has whole units along K and one at least along N, and a format that kernels decode."""
+    return fmt.name in TILED_FORMATS and K > 0 and K % UNIT_K == 0 and N >= UNIT_N
+
+
+def tiled_columns(N: int) -> int:
+    """Columns of whole units that hold N."""
+    return -(-N // UNIT_N) * UNIT_N
 
 
 def codes_of_bytes(fmt: Format) -> Codes:

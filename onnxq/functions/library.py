@@ -16,8 +16,8 @@ from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import bodies, learned, rounding, tiled
 from onnxq.functions import cache as cache_bodies
 from onnxq.functions.partly_binary import partly_binary
+from onnxq.model.operators import DOMAIN
 
-DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.

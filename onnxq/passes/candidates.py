@@ -1,15 +1,12 @@
 """The same weights solved in several ways, to choose among them."""
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from onnxq.errors import UsageError
 from onnxq.methods.solution import Solution
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight
-from onnxq.passes.calibrate import needy, requests
+from onnxq.passes.calibrate import requests
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.plan import Plan
 from onnxq.passes.solving import in_order, solve, work_of
@@ -20,19 +17,14 @@ from onnxq.statistics.statistics import Statistics
 
 
 def statistics_of(
-    model: Model, plans: Sequence[Plan], weights: Sequence[Weight], calibration: Calibration | None
+    model: Model, plans: Sequence[Plan], weights: Sequence[Weight], calibration: Calibration
 ) -> Statistics | None:
     """What the methods of several plans want to know about activations, found in one run; None if it is nothing.
 
     Raises:
-        UsageError: A method needs data and there is none.
         DataError: The data does not fit the model.
     """
     wanted = [each for plan in plans for each in requests(plan, weights, model.ir.graph)]
-    if calibration is None:
-        if methods := sorted({name for plan in plans for name in needy(plan)}):
-            raise UsageError(f"method {', '.join(methods)} needs calibration data")
-        return None
     return collected(model, wanted, calibration) if wanted else None
 
 
@@ -72,7 +64,6 @@ def solve_each(
         item = work[number][id(weights[at])]
         return solve(item, non_finite, curvatures.of(item.measured))
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        calls = [partial(solved, *key) for key in keys]
-        for (at, number), solution in zip(keys, in_order(executor, calls), strict=True):
+    with in_order([partial(solved, *key) for key in keys], threads) as solutions:
+        for (at, number), solution in zip(keys, solutions, strict=True):
             yield at, number, solution

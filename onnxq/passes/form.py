@@ -8,6 +8,7 @@ import onnx_ir as ir
 from onnxq.formats import LEARNED_FORMATS, Format, Integer, get_format, get_scale_type, packed_bytes
 from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
+from onnxq.formats.tiled import tiled_columns
 from onnxq.methods import outliers
 from onnxq.methods.solve.pb_llm import salient_count
 from onnxq.model.sites import Weight
@@ -115,8 +116,11 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     # Scales of one byte have one float32 for the tensor beside them.
     itemsize = group.scale_type.dtype.itemsize
     tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
-    # There each column has a scale of its own, and each zero point a byte.
-    count = max(group.scales, group.matrix[2]) if tiled else group.scales
+    size, count = weight.size, group.scales
+    if tiled:
+        # There each column has a scale of its own, and each zero point a byte; the last columns fill up a unit.
+        columns = group.matrix[2]
+        size, count = (max(each, columns) // columns * tiled_columns(columns) for each in (size, count))
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     if spec.salient:
         # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.
@@ -128,4 +132,4 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
         beside += 4 * 2**bits
     if spec.outliers:
         beside += ENTRY_BYTES * most_entries(outliers.count(weight.size, spec.outliers), weight.size)
-    return packed_bytes(weight.size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside
+    return packed_bytes(size, bits) + count * itemsize + (4 if itemsize == 1 else 0) + zeros + beside

@@ -6,7 +6,6 @@ data and model, however many stages there are.
 """
 
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
 from onnxq.model.sites import Weight
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.activations import BUDGET_BYTES, Activations
 from onnxq.passes.calibrate import float_name
 from onnxq.passes.correct import Corrections
@@ -93,8 +93,8 @@ def solve_in_sequence(
     )
     staged = {number for stage in made for number in stage.layers}
     layers.finish([number for number in range(len(layers.work)) if number not in staged], None)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        parts = _Parts(model, layers, calibration, (Path(temporary), budget_bytes), rounded)
+    with temporary_folder() as temporary:
+        parts = _Parts(model, layers, calibration, (temporary, budget_bytes), rounded)
         for done, stage in enumerate(made):
             left = any(layers.left(later.layers) for later in made[done:])
             layers.finish(stage.layers, parts.run(stage) if left else None)

@@ -120,7 +120,12 @@ def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
     try:
         return Recipe(**given | joined)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise RecipeError(f"{source}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """What is wrong with a recipe that was not read from a file, in one sentence."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:

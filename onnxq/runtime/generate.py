@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from onnxq.runtime.scoring import CachedScorer, Scorer, WholeScorer
 from onnxq.runtime.session import session
 from onnxq.runtime.source import checked
 from onnxq.runtime.text import GrowingText, end_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Finish = Literal["length", "stop", "end"]
 
@@ -92,17 +95,18 @@ class Generator:
         if cuda_graph and not self._in_place:
             raise UsageError("a CUDA graph needs shapes that stay: this model's cache grows (no GroupQueryAttention)")
         with ExitStack() as stack:
-            self._session = session(
+            opened = session(
                 stack.enter_context(opening),
                 providers=providers,
                 threads=threads,
                 accuracy_level=accuracy_level,
                 cuda_graph=cuda_graph,
             )
-            inputs = inputs_of(self._session, loaded)
-            self._cache = carried(inputs, [output.name for output in self._session.get_outputs()])
+            inputs = inputs_of(opened, loaded)
+            self._cache = carried(inputs, [output.name for output in opened.get_outputs()])
             self._ids = token_input(inputs)
             self._longest = table_rows(attentions[0]) if attentions else None if self._cache else self._ids.fixed(1)
+            self._session: onnxruntime.InferenceSession | None = opened
             self._open = stack.pop_all()
 
     def __enter__(self) -> "Generator":
@@ -115,7 +119,7 @@ class Generator:
 
     def close(self) -> None:
         """Let go of the model; nothing can be generated any more."""
-        del self._session
+        self._session = None
         self._open.close()
 
     @property
@@ -148,7 +152,7 @@ class Generator:
             on_text: called with the number of a prompt and each piece of its text as it becomes certain.
 
         Raises:
-            UsageError: a setting out of range, no prompt, or an empty one.
+            UsageError: a setting out of range, no prompt, or an empty one; or the model was closed.
             DataError: the tokenizer is another model's, a prompt is longer than the model takes, or the model cannot
                 read prompts of several lengths.
             NonFiniteError: the model's scores hold NaN or +Inf.
@@ -188,6 +192,8 @@ class Generator:
         return tuple(text.result(seconds, first) for text in texts)
 
     def _scorer(self, capacity: int) -> Scorer:
+        if self._session is None:
+            raise UsageError("this generator is closed, and its model with it: make another one")
         vocabulary = self._words.get_vocab_size()
         if not self._cache:
             return WholeScorer(self._session, vocabulary)

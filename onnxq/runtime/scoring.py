@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError, NonFiniteError
-from onnxq.runtime.cache import Cache, Carried, is_past
-from onnxq.runtime.inputs import Input, inputs_of, token_feed, token_input
+from onnxq.runtime.cache import Cache, Carried
+from onnxq.runtime.inputs import Input, inputs_of, is_past, token_feed, token_input
 from onnxq.runtime.session import run
 
 if TYPE_CHECKING:

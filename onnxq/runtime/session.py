@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import MissingExtraError, SessionError, UsageError, nearest
 from onnxq.runtime.failures import plain_cause
-from onnxq.runtime.native import register
+from onnxq.runtime.register import register
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,7 +59,7 @@ def session(
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        UsageError: a provider that this onnxruntime does not have, or an accuracy level out of range.
+        UsageError: no provider, or one that this onnxruntime does not have; an accuracy level out of range.
         SessionError: onnxruntime refuses the model, or a provider asked for by name could not start.
     """
     ort = _onnxruntime()
@@ -86,7 +86,7 @@ def session(
         )
     except Exception as error:
         raise SessionError(f"onnxruntime {ort.__version__} cannot load {name}: {plain_cause(error)}") from error
-    if providers and opened.get_providers()[0] != chosen[0]:
+    if providers is not None and opened.get_providers()[0] != chosen[0]:
         # onnxruntime itself only logs this and goes on, many times slower, with the next provider.
         raise SessionError(f"onnxruntime could not start {chosen[0]} and fell back to {opened.get_providers()[0]}")
     logger.debug("%s runs on %s", name, ", ".join(opened.get_providers()))
@@ -158,6 +158,8 @@ def _choose(ort: Any, providers: Sequence[str] | None) -> list[str]:
     if providers is None:
         chosen = [CUDA, CPU] if CUDA in available else [CPU]
     else:
+        if not providers:
+            raise UsageError("the list names no execution provider: leave it out, or name cpu or cuda")
         chosen = [_SHORT_NAMES.get(name.lower(), name) for name in providers]
         for name in chosen:
             if name not in available:

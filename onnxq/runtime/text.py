@@ -58,7 +58,7 @@ class GrowingText:
         if self._cut(text) < len(text):
             return True
         held = max((len(each) for each in self._stop), default=1) - 1
-        self._send(text.rstrip("\ufffd")[: len(text) - held])
+        self._send(text.rstrip("\ufffd")[: max(len(text) - held, 0)])
         return False
 
     def finish(self, ids: Sequence[int]) -> str:

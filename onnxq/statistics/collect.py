@@ -17,8 +17,6 @@ from onnxq.statistics.requests import Request, grouped, merged
 from onnxq.statistics.shelf import Shelf
 from onnxq.statistics.statistics import Statistics
 
-__all__ = ["BUDGET_BYTES", "Calibration", "collect"]
-
 # Answers that one session holds at a time; with more, the data runs through several sessions.
 BUDGET_BYTES = 512 << 20
 

@@ -104,6 +104,18 @@ def test_attacks_that_cannot_be_made_are_refused(plane, arguments, error):
         attack(path, given, **{name: value for name, value in arguments.items() if name != "data"})
 
 
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_the_model_lacks_are_named(plane, label):
+    path, data, _ = plane
+    with pytest.raises(DataError, match=f"label {label}, the model has 2 classes"):
+        attack(path, {**data, "labels": np.full(40, label)})
+
+
+def test_an_empty_text_is_named(successor):
+    with pytest.raises(DataError, match="no tokens"):
+        abilities(successor, np.zeros(0, np.int64), sequence=20)
+
+
 def test_a_language_model_cannot_be_attacked(successor):
     with pytest.raises(DataError, match="2 dimensions"):
         attack(successor, {"input_ids": np.zeros((2, 3), np.int64), "labels": np.zeros(2, np.int64)})

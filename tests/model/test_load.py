@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
 from onnxq.errors import ModelError, UnsafeModelError
@@ -159,6 +160,21 @@ def test_model_through_a_link_finds_its_data_beside_the_link(tmp_path: Path) -> 
     _write(tmp_path / "blob", _with_tensor(tensor))
     (tmp_path / "m.onnx").symlink_to("blob")
     assert load(tmp_path / "m.onnx").external
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ y = SimplifiedLayerNormalization<axis=-1>(x, s) }",
+        """{ y = If(c) <then_branch = a () => (float[1, 4] p) { p = SimplifiedLayerNormalization<axis=-1>(x, s) },
+            else_branch = b () => (float[1, 4] q) { q = Relu(x) }> }""",
+    ],
+)
+def test_an_operator_that_onnxruntime_alone_has_in_the_domain_of_onnx_is_taken(text: str) -> None:
+    head = '<ir_version: 10, opset_import: ["": 21]> g (float[1, 4] x, float[4] s, bool c) => (float[1, 4] y) '
+    model = onnx.parser.parse_model(head + text)
+    onnxruntime.InferenceSession(model.SerializeToString())
+    assert from_proto(model).ir.graph.outputs[0].name == "y"
 
 
 def test_unknown_domains_are_tolerated(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper
 
 from onnxq.formats import Format, get_format, pack
 from onnxq.functions import functions, operator_suffix
-from onnxq.runtime.native import native_library, register
+from onnxq.runtime.native import native_library
+from onnxq.runtime.register import register
 
 ISAS = native_library().instruction_sets or ("missing",)
 NUMBERS = {"float32": 1, "float16": 10, "bfloat16": 16}

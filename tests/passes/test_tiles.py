@@ -12,7 +12,7 @@ from onnxq.model.load import from_proto
 from onnxq.recipes import parse_recipe
 
 HEAD = '<ir_version: 10, opset_import: ["" : 21]>\n'
-# K is 256 and N is 48.
+# K is 256 and N is 48, or 40, of which a unit of columns is not full.
 MODELS = {
     "matmul": "g (float[2,3,256] x) => (float[2,3,48] y) { [n] y = MatMul(x, w) }",
     "transposed": "g (float[3,256] x) => (float[3,48] y) { v = Transpose(w_t) [n] y = MatMul(x, v) }",
@@ -22,14 +22,22 @@ MODELS = {
     "gemm and rows": "g (float[3,256] x) => (float[3,48] y) { [n] y = Gemm(x, w, r) }",
     "twice": "g (float[3,256] x) => (float[3,48] y) { a = MatMul(x, w) b_ = Neg(a) c = MatMul(x, w) y = Sub(c, b_) }",
 }
+RAGGED = {
+    "matmul": "g (float[2,3,256] x) => (float[2,3,40] y) { [n] y = MatMul(x, w_40) }",
+    "transposed": "g (float[3,256] x) => (float[3,40] y) { v = Transpose(w_40_t) [n] y = MatMul(x, v) }",
+    "gemm": "g (float[3,256] x) => (float[3,40] y) { [n] y = Gemm(x, w_40, b_40) }",
+    "matmul and bias": "g (float[3,256] x) => (float[3,40] y) { [n] p = MatMul(x, w_40) y = Add(p, b_40) }",
+    "twice": "g (float[3,256] x) => (float[3,40] y) { a = MatMul(x, w_40) c = MatMul(x, w_40) y = Mul(a, c) }",
+}
 OTHERS = {
     "left": "g (float[256,3] x) => (float[48,3] y) { [n] y = MatMul(w_t, x) }",
     "half of a product": "g (float[3,256] x) => (float[3,48] y) { [n] y = Gemm<alpha=0.5>(x, w, b) }",
-    "ragged N": "g (float[3,256] x) => (float[3,40] y) { [n] y = MatMul(x, narrow) }",
+    "few columns": "g (float[3,256] x) => (float[3,15] y) { [n] y = MatMul(x, narrow) }",
     "ragged K": "g (float[3,248] x) => (float[3,48] y) { [n] y = MatMul(x, short) }",
     "table": "g (int64[3] x) => (float[3,48] y) { [n] y = Gather(w, x) }",
 }
-SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "r": (3, 48), "narrow": (256, 40), "short": (248, 48)}
+SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "r": (3, 48), "narrow": (256, 15), "short": (248, 48)}
+SHAPES |= {"w_40": (256, 40), "w_40_t": (40, 256), "b_40": (40,)}
 WEIGHT = "rules:\n  - match: {role: [linear, embedding, head]}\n    weight: "
 PRESETS = ["fp6", "fp6-e3m2", "mxfp6", "fp4", "mxfp4", "nvfp4", "int8", "int4", "int3", "int2"]
 
@@ -60,7 +68,7 @@ def operators(model: onnx.ModelProto) -> list[str]:
 
 @pytest.mark.parametrize("recipe", PRESETS)
 def test_the_target_changes_no_number(recipe: str) -> None:
-    for name, text in (MODELS | OTHERS).items():
+    for name, text in [*MODELS.items(), *RAGGED.items(), *OTHERS.items()]:
         model = build(text)
         made = {target: quantize_proto(model, recipe, target=target)[0] for target in ("ort", "ort-cuda")}
         onnx.checker.check_model(made["ort-cuda"], full_check=True)
@@ -81,6 +89,21 @@ def test_every_product_becomes_one(name: str, dtype: type) -> None:
     (packed,) = [each for each in made.graph.initializer if each.name.endswith("_quantized")]
     assert list(packed.dims) == [3, 2, 1536]
     assert report.quantized[0].result_bytes == 256 * 48 * 6 // 8 + 48 * np.dtype(dtype).itemsize
+
+
+@pytest.mark.parametrize("name", RAGGED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("recipe", ["fp6-e3m2", "nvfp4", "int4"])
+def test_columns_that_fill_up_a_unit_are_cut_off(name: str, dtype: type, recipe: str) -> None:
+    made, report = quantize_proto(build(RAGGED[name], dtype), recipe, target="ort-cuda")
+    kinds = [node.op_type for node in made.graph.node if not node.op_type.startswith("Scale")]
+    product = next(node for node in made.graph.node if "Tiled" in node.op_type)
+    assert product.op_type.startswith("MatMul")
+    assert next(each for each in product.attribute if each.name == "shape").ints == [256, 48]
+    behind = {"gemm": ["Add"], "matmul and bias": ["Add"], "twice": [product.op_type, "Slice", "Mul"]}
+    assert kinds == [product.op_type, "Slice", *behind.get(name, [])]
+    planned = onnxq.plan(from_proto(build(RAGGED[name], dtype)), recipe, target="ort-cuda")
+    assert report.quantized[0].result_bytes == planned.quantized[0].result_bytes
 
 
 @pytest.mark.parametrize("name", OTHERS)

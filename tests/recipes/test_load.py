@@ -48,7 +48,7 @@ WRONG = [
     ("rules:\n  - weight:\n      format: []", 3, "at least 1 item"),
     ("rules:\n  - weight:\n      format:", 3, "rules[0].weight.format: Input should be a list"),
     ("rules:\n  - weight:\n      format: {a: b}", 3, "rules[0].weight.format: Input should be a list"),
-    ("rules:\n  - weight:\n      format: 4", 3, "rules[0].weight.format: Input should be a list"),
+    ("rules:\n  - weight:\n      format: 4", 3, "rules[0].weight.format[0]: Input should be a valid string"),
     ("rules:\n  - weight: {granularity: channel}", 2, "rules[0].weight.format: Field required"),
     ("rules:\n  - weight: int4", 2, "rules[0].weight: Input should be a mapping, not 'int4'"),
     (

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxq.errors import DataError, NonFiniteError, UsageError
-from onnxq.runtime.generate import generate
+from onnxq.runtime.generate import Generator, generate
 
 CODE_LM = Path(__file__).parents[2] / "samples" / "code_lm"
 WORDS = ["a", "b", "c", "d", "e", "<|endoftext|>"]
@@ -57,6 +57,13 @@ def test_a_stop_string_ends_the_text_and_is_not_part_of_it(model, tokenizer):
     made = generate(model(), tokenizer, "a", stop=["c d"], on_text=pieces.append)
     assert (made.text, made.finish) == (" b ", "stop")
     assert "".join(pieces) == made.text
+
+
+def test_nothing_goes_out_that_a_long_stop_string_takes_back(model, tokenizer):
+    pieces = []
+    made = generate(model(follow={4: 0}), tokenizer, "a", stop=[" b c d e"], on_text=pieces.append)
+    assert (made.text, made.finish) == ("", "stop")
+    assert pieces == []
 
 
 def test_pieces_add_up_to_the_text_and_come_before_the_end(model, tokenizer):
@@ -122,6 +129,13 @@ def test_settings_out_of_range_are_refused(wrong, model, tokenizer):
 def test_an_empty_prompt_is_refused(model, tokenizer):
     with pytest.raises(UsageError, match="prompt is empty"):
         generate(model(), tokenizer, "")
+
+
+def test_a_closed_generator_stays_closed_and_says_so(model, tokenizer):
+    with Generator(model(), tokenizer) as generator:
+        generator.close()
+        with pytest.raises(UsageError, match="closed"):
+            generator.generate(["a"])
 
 
 def test_characters_of_several_tokens_are_given_out_whole():

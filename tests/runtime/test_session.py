@@ -47,6 +47,11 @@ def test_cuda_without_onnxruntime_gpu_names_the_extra(model_of):
         session(model_of(ADD).SerializeToString(), providers=["cuda", "cpu"])
 
 
+def test_an_empty_list_of_providers_is_refused(model_of):
+    with pytest.raises(UsageError, match="names no execution provider"):
+        session(model_of(ADD).SerializeToString(), providers=[])
+
+
 def test_short_provider_names_are_known(model_of):
     opened = session(model_of(ADD).SerializeToString(), providers=["cpu"])
     assert opened.get_providers() == ["CPUExecutionProvider"]

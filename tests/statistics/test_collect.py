@@ -5,7 +5,7 @@ import pytest
 
 from onnxq.api import quantize_proto
 from onnxq.errors import DataError, ModelError, NonFiniteError
-from onnxq.model import probe
+from onnxq.model import temporary
 from onnxq.model.load import from_proto
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -164,7 +164,7 @@ def test_a_large_model_is_written_once(model, integers, monkeypatch, tmp_path):
     )
     asked = [Request("x", 32, ("hessian",)), Request("h", 32, ("hessian",))]
     expected = collect(big, asked, Calibration(x))
-    monkeypatch.setattr(probe, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     listed = []
     calibration = Calibration(x, progress=lambda *_: listed.append(sorted(each.name for each in tmp_path.rglob("*.*"))))

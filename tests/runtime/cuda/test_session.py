@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 import onnxq
+from onnxq.api import quantize_proto
 from onnxq.formats import get_format
 from onnxq.formats.tiled import TILED_FORMATS, TILED_VERSION, pack_tiled
 from onnxq.functions import functions, operator_suffix
@@ -206,6 +207,31 @@ def test_a_bias_is_added(ort, fmt, asymmetric, dtype):
         expected = chain.expected(x) + bias.astype(np.float64)
         (y,) = opened.run(None, {"x0": x})
         assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < LIMIT[dtype], M
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("recipe", ["fp6-e3m2", "nvfp4", "int4"])
+def test_columns_need_not_fill_up_units(ort, dtype, recipe):
+    rng, kind = np.random.default_rng(7), helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    arrays = {"w": rng.standard_normal((1152, 203)) / 34, "b": rng.standard_normal(203)}
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", kind, ["M", 1152])],
+        [helper.make_tensor_value_info("y", kind, ["M", 203])],
+        [numpy_helper.from_array(array.astype(dtype), name) for name, array in arrays.items()],
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    made, _ = quantize_proto(model, recipe, target="ort-cuda")
+    for M in (1, 17, 300):
+        x = rng.standard_normal((M, 1152)).astype(dtype)
+        y, expected = (
+            onnxq.session(made.SerializeToString(), providers=[each], accuracy_level=1).run(None, {"x": x})[0]
+            for each in ("cuda", "cpu")
+        )
+        assert y.shape == (M, 203)
+        y, expected = y.astype(np.float64), expected.astype(np.float64)
+        assert np.linalg.norm(y - expected) / np.linalg.norm(expected) < (2e-3 if dtype == "float16" else 1e-5), M
 
 
 @pytest.mark.parametrize("dtype", TYPES)
