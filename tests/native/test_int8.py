@@ -13,7 +13,7 @@ from onnxq.runtime.native import native_library, rounds_activations
 DIGITS = Path(__file__).parents[2] / "samples" / "digits"
 
 RUN = 32  # activations of a row that share a scale
-# Formats whose values are bytes times one number, on CPUs that have instructions for it.
+# Instruction sets that round, and the formats whose values are bytes times one number.
 WITH_INT8 = {"avx512vbmi", "avxvnni", "avx2"}
 ROUNDED = {
     "fp6_e2m3",
@@ -28,6 +28,12 @@ FORMATS = [each for each in FORMATS if not each[1] or isinstance(NAMED_FORMATS[e
 ROWS = (0, 1, 2, 4, 5, 8, 13)
 # K, N, block: K that ends within a run of activations and within four rows, rows that begin within a byte.
 SHAPES = ((1, 1, 1), (33, 65, 33), (70, 131, 32), (64, 256, 64), (129, 300, 96), (40, 7, 64))
+
+
+@pytest.fixture(params=native_library().instruction_sets or ("missing",))
+def isa(request, monkeypatch):
+    monkeypatch.setenv("ONNXQ_CPU_ISA", request.param)
+    return request.param
 
 
 def rounded(x):
