@@ -2,7 +2,7 @@
 
 #include "int8.inl"
 
-// Codes as bytes, looked up in tables of sixteen: one for each of the upper bits' values.
+// Codes of up to 4, 5 or 6 bits become bytes by 1, 2 or 4 tables of sixteen.
 template <int Tables>
 class ByteDecoder : public LaneDecoder<ByteDecoder<Tables>> {
  public:
@@ -50,13 +50,13 @@ class ByteDecoder : public LaneDecoder<ByteDecoder<Tables>> {
   }
 
  private:
-  // The codes at the top of 16-bit lanes of two rows as two bytes.
+  // Two rows of codes, at the top of 16-bit lanes, as the two bytes of such lanes.
   __m256i pair(__m256i even, __m256i odd) const {
     return _mm256_or_si256(_mm256_srl_epi16(even, to_low_), _mm256_and_si256(_mm256_srl_epi16(odd, to_high_), high_));
   }
 
-  // vpshufb looks at the lowest four bits of a byte, and gives 0 where it is negative: each table has what is to be
-  // changed from its codes on.
+  // vpshufb looks at the lowest four bits of a byte, and gives 0 where it is negative: each table changes what those
+  // before it made, from its first code on.
   __m256i look_up(__m256i codes) const {
     __m256i found = _mm256_shuffle_epi8(change_[0], codes);
 #pragma GCC unroll 4
@@ -80,7 +80,7 @@ class ByteDecoder : public LaneDecoder<ByteDecoder<Tables>> {
 
 struct Dot {
   using Ints = __m256i;
-  static constexpr int kRows = 3;  // of activations that are multiplied at once
+  static constexpr int kRows = 2;  // of activations that are multiplied at once: their sums stay in registers
 
   static Ints set1(int32_t x) { return _mm256_set1_epi32(x); }
   static Vec to_floats(Ints x) { return _mm256_cvtepi32_ps(x); }
@@ -94,6 +94,8 @@ struct Dot {
 
 #if defined(ONNXQ_AVX_VNNI)
 struct VnniDot : Dot {
+  static constexpr int kRows = 3;
+
   ONNXQ_INLINE static Ints add(Ints sum, Ints weights, Ints activations) {
     __asm__("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(weights), "x"(activations));
     return sum;
