@@ -1,5 +1,6 @@
 """Recipes from YAML: every mistake is named with file, line, key and the nearest valid name."""
 
+import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,10 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return _extended(recipe)
+    if not isinstance(recipe, str | os.PathLike):
+        raise RecipeError(
+            f"a recipe is the name of a preset, the path of a .yaml file or a Recipe, not {type(recipe).__name__}"
+        )
     for path in _presets():
         if path.name == f"{recipe}.yaml":
             return parse_recipe(path.read_text("utf-8"), source=f"preset {recipe}")

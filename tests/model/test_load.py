@@ -13,7 +13,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from onnxq.errors import ModelError, UnsafeModelError
+from onnxq.errors import ModelError, UnsafeModelError, UsageError
 from onnxq.model import load as door
 from onnxq.model import wire
 from onnxq.model.lift import LIFTED_BYTES
@@ -218,6 +218,8 @@ def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
         load("/")
     with pytest.raises(ModelError, match="not a path"):
         load("m\0.onnx")
+    with pytest.raises(UsageError, match="by its path, not as ModelProto; quantize_proto takes"):
+        load(onnx.ModelProto())  # type: ignore[arg-type]
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelError, match="not a regular file"):
         load(tmp_path / "pipe")

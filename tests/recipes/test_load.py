@@ -236,6 +236,12 @@ def test_name_that_is_none(name: str, message: str, tmp_path: Path, monkeypatch:
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(("recipe", "kind"), [({"rules": []}, "dict"), (None, "NoneType")])
+def test_what_names_no_recipe(recipe: object, kind: str) -> None:
+    with pytest.raises(RecipeError, match=f"a recipe is the name of a preset, .* not {kind}$"):
+        load_recipe(recipe)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
