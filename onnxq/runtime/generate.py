@@ -1,5 +1,6 @@
 """Text from a language model: prompts are read once, and continued token by token."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -158,7 +159,7 @@ class Generator:
             NonFiniteError: the model's scores hold NaN or +Inf.
             SessionError: onnxruntime cannot run the model.
         """
-        if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
             raise UsageError(
                 "max_new_tokens is at least 1, temperature and top_k at least 0, top_p above 0 and at most 1"
             )

@@ -194,6 +194,9 @@ def test_noise_shows_which_layers_bear_it(lm):
     assert all(a.weight_kl < b.weight_kl / 100 for a, b in zip(quiet.layers, found.layers, strict=True))
     with pytest.raises(UsageError, match="did you mean 'uniform'"):
         perturb(lm, TOKENS, kind="unifrom")
+    for strength in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(UsageError, match="in dB"):
+            perturb(lm, TOKENS, sqnr_db=strength)
 
 
 def test_spikes_are_ranked_and_become_rules_that_leave_their_layers_alone(lm, tmp_path):

@@ -119,7 +119,16 @@ def test_a_missing_or_broken_tokenizer_is_named(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong, model, tokenizer):
     with pytest.raises(UsageError, match="top_p above 0"):
