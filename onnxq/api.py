@@ -168,7 +168,7 @@ def calibrate(
         OutputError: The output exists, or cannot be written.
         UsageError: The recipe changes the float model before it quantizes.
     """
-    check_file(Path(output), force=force)
+    check_file(Path(output), ".safetensors", force=force)
     loaded = load(model)
     chosen = None if recipe is None else load_recipe(recipe)
     if chosen is not None and chosen.equalize:

@@ -214,7 +214,7 @@ def allocate(
     if output is None:
         raise UsageError("where should the recipe go? give -o RECIPE.yaml")
     judged = _judged(data, calib)
-    check_file(output, force=force)
+    check_file(output, ".yaml", ".yml", force=force)
     with progress("allocating") as advance:
         found = choose(
             model,

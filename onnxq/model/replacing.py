@@ -29,6 +29,20 @@ def replacing(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def check_ending(path: Path, *endings: str) -> None:
+    """Refuse the name of an output that others would not take for what it is.
+
+    Args:
+        path: The file to write.
+        endings: Of its name, in small letters; the first is the usual one.
+
+    Raises:
+        OutputError: The name has none of them.
+    """
+    if path.suffix.lower() not in endings:
+        raise OutputError(f"'{path}' does not end in {' or '.join(endings)}; call it '{path.name}{endings[0]}'")
+
+
 def write_text(path: Path, text: str, what: str) -> None:
     """Write a file; it appears complete or not at all, and replaces one that stands there.
 

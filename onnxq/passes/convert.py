@@ -14,7 +14,7 @@ from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.joining import Joining
 from onnxq.passes.layers import Layers, Solving
-from onnxq.passes.plan import Decision, Plan, make_plan
+from onnxq.passes.plan import Decision, Plan, make_plan, revise
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
@@ -61,6 +61,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         with during("calibrate and solve, layer by layer" if job.in_sequence else "solve and correct"):
             solutions, corrected = _solve(job, statistics, folder)
         changes = (*changes, *corrected)
+        job = replace(job, plan=revise(job.plan, job.model.ir, job.weights))
     notes, warnings = _said(job, statistics or rounded.ranges or ranges)
     done = Converted(
         model=job.model,
@@ -249,8 +250,9 @@ def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[st
         samples, synthetic = calibration.batches(job.model).samples, calibration.is_synthetic
     elif seen is not None:
         samples, synthetic = seen.samples, seen.synthetic
-    elif calibration is not None:
-        warnings.append("no method of this recipe looks at activations: the data was not used")
+    elif calibration is not None or job.asked.statistics is not None:
+        unused = "statistics were" if calibration is None else "data was"
+        warnings.append(f"no method of this recipe looks at activations: the {unused} not used")
     if synthetic:
         made_up = number_of(samples, "synthetic sample")
         warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")

@@ -26,6 +26,9 @@ from onnxq.passes.form import grouping
 from onnxq.passes.plan import Decision, Plan
 from onnxq.recipes import NonFinitePolicy, QuantSpec
 
+# Squares of numbers in between, and sums of some million of them, are normal in float32.
+_SQUARABLE = 1e-16, 1e16
+
 
 @dataclass(frozen=True)
 class Work:
@@ -138,20 +141,24 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         h = None if curvature is None else curvature.matrix
         return replace(found, low_rank=low_rank.factors(rest[0] - found.decode()[0], h, spec.low_rank))
 
-    def solved(array: np.ndarray) -> Solution:
+    def solved(array: np.ndarray) -> Solution | str:
+        if spec.method != "rtn" and (reason := _beyond_squares(array, spec.method)):
+            return reason
         if curvature is None:
-            return rounded(array)
+            return _unless_lost(rounded(array))
         if group.matrix[2] != 1:
-            return _aimed(array, curvature, rounded)
+            return _unless_lost(_aimed(array, curvature, rounded))
         # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
+        return _unless_lost(_turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded)))
 
     try:
         return solved(array)
-    except NonFiniteError:
+    except NonFiniteError as error:
         what = unusable(weight)
         if what is None:
-            raise
+            raise NonFiniteError(
+                f"weight '{weight.name}': {error}; leave it float with --exclude '{weight.name}'"
+            ) from error
         if policy == "error":
             raise NonFiniteError(
                 f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
@@ -160,6 +167,26 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         if policy == "skip":
             return what
         return solved(_clamped(array))
+
+
+def _beyond_squares(array: np.ndarray, method: str) -> str | None:
+    """Why a method that adds up squares in float32 can do nothing with a weight; None where it can.
+
+    Raises:
+        NonFiniteError: It holds NaN or Inf.
+    """
+    low, high = extremes(array, None)
+    largest = max(float(high.max()), -float(low.min()))
+    if largest == 0 or _SQUARABLE[0] < largest < _SQUARABLE[1]:
+        return None
+    return f"its numbers, up to {largest:.1g}, have no squares in float32, which method {method} needs; rtn does not"
+
+
+def _unless_lost(solution: Solution) -> Solution | str:
+    """A solution that is nearer to the weight than zeros are; else why the weight is better left alone."""
+    if solution.squared_error < solution.squared_norm or solution.squared_norm == 0:
+        return solution
+    return "rounding would leave nothing of it: its numbers are too small for its scales"
 
 
 def unusable(weight: Weight) -> str | None:

@@ -156,9 +156,15 @@ def test_an_output_that_exists_stays_unless_forced(optimum, tiny, tmp_path):
     with pytest.raises(OutputError, match="exists; pass --force"):
         export_folder(tiny("bert"), out)
     assert (out / "mine.txt").read_text() == "mine"
+    with pytest.raises(OutputError, match="holds other things than an export, which would be lost"):
+        export_folder(tiny("bert"), out, force=True)
+    assert (out / "mine.txt").read_text() == "mine"
+    (out / "mine.txt").unlink()
     export_folder(tiny("bert"), out, force=True)
-    assert not (out / "mine.txt").exists()
+    (out / "fp6.onnx").touch()
+    export_folder(tiny("bert"), out, force=True)
     assert (out / "model.onnx").is_file()
+    assert not (out / "fp6.onnx").exists()
     with pytest.raises(OutputError, match="holds the model itself"):
         export_folder(out, out, force=True)
 

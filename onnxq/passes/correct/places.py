@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
+from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Site
 from onnxq.passes.constants import constant_array, constant_shape, give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
@@ -171,7 +171,7 @@ class Norm:
 
 def find_norms(model: Model, work: Sequence[Work]) -> tuple[list[Norm], list[Change]]:
     """The norms before layers, and why the factors of other activations cannot be chosen."""
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    infer_shapes(model.ir)
     numbers = {item.weight.name: at for at, item in enumerate(work)}
     products = products_of([item.weight for item in work], model.ir.graph)
     found, changes = [], []

@@ -181,7 +181,7 @@ def test_data_is_asked_for(model, tmp_path):
             tmp_path / "model.onnx",
             onnxq.Calibration(np.ones((2, 40), np.float32)),
             recipe=recipe,
-            output=tmp_path / "stats",
+            output=tmp_path / "stats.safetensors",
         )
 
 
