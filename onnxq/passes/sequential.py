@@ -67,6 +67,7 @@ def solve_in_sequence(
 
     Raises:
         DataError: The data does not fit the model, or the folder is another run's.
+        UsageError: The data can be gone through only once.
         NonFiniteError: A weight or an activation holds NaN or Inf.
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.

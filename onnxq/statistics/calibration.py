@@ -82,7 +82,10 @@ class Calibration:
         """
         batches = self.batches(model)
         if batches.once:
-            raise UsageError("statistics of an iterator cannot be kept in a cache: give a list of feeds, or arrays")
+            raise UsageError(
+                "the data can be gone through only once, and is needed again, layer by layer or to know a cache by: "
+                "give a list of feeds, or an object that begins anew with each iteration"
+            )
         total = hashlib.sha256()
         for batch in batches:
             for name, array in batch.inputs.items():

@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 import onnxq
-from onnxq.errors import DataError, OnnxqError
+from onnxq.errors import DataError, OnnxqError, UsageError
 from onnxq.formats import get_format, get_scale_type
 from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
@@ -113,6 +113,11 @@ def test_who_waits_is_told_how_many_stages_are_solved(solved, data):
     seen: list[tuple[int, int]] = []
     solved(calibration=Calibration(data, batch=16, progress=lambda *step: seen.append(step)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_data_that_can_be_read_only_once_is_refused(solved, data):
+    with pytest.raises(UsageError, match="only once, and is needed again, layer by layer"):
+        solved(calibration=Calibration(iter([{"x": data}])))
 
 
 @pytest.mark.parametrize("budget", [0, 5000])
