@@ -174,7 +174,7 @@ class Generator:
             _Text(
                 each,
                 min(limit, len(each) + max_new_tokens),
-                GrowingText(self._words, len(each), stop, on_text and partial(on_text, number)),
+                GrowingText(self._words, each, stop, on_text and partial(on_text, number)),
             )
             for number, each in enumerate(ids)
         ]
