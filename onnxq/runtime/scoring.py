@@ -35,9 +35,15 @@ class WholeScorer:
 
     def scores(self, sequences: Sequences) -> Scores:
         """As `Scorer`."""
+        batch = self._ids.fixed(0) or len(sequences)
+        starts = range(0, len(sequences), batch)
+        return np.concatenate([self._scored(sequences[at : at + batch], batch) for at in starts])
+
+    def _scored(self, sequences: Sequences, batch: int) -> Scores:
+        """Scores of so many sequences as are run at once, or fewer."""
         # Padded behind to what the model takes; what follows a token does not change its scores.
         length = self._ids.fixed(1) or max(map(len, sequences))
-        padded = np.zeros((self._ids.fixed(0) or len(sequences), length), np.int64)
+        padded = np.zeros((batch, length), np.int64)
         for row, ids in zip(padded, sequences, strict=False):
             row[: len(ids)] = ids
         (logits,) = run(self._opened, [self._output], token_feed(self._inputs, padded))

@@ -28,11 +28,11 @@ def tokenizer(tmp_path):
 def model(model_of, tmp_path):
     """A model in which each token is followed by the next one of the alphabet, most likely."""
 
-    def make(rows=6, sequence="S", follow=None, extra="", scores=None):
+    def make(rows=6, sequence="S", follow=None, extra="", scores=None, batch="B"):
         table = np.zeros((rows, rows), np.float32)
         for token in range(rows):
             table[token, (follow or {}).get(token, (token + 1) % rows)] = 5
-        text = f"g (int64[B,{sequence}] input_ids{extra}) => (float[B,{sequence},V] logits)"
+        text = f"g (int64[{batch},{sequence}] input_ids{extra}) => (float[{batch},{sequence},V] logits)"
         text += "{ logits = Gather(w, input_ids) }"
         path = tmp_path / "model.onnx"
         path.write_bytes(model_of(text, w=table if scores is None else scores).SerializeToString())
@@ -85,6 +85,16 @@ def test_drawing_depends_on_the_seed_alone(model, tokenizer):
 def test_mask_and_positions_are_made(model, tokenizer):
     path = model(extra=", int64[B,S] attention_mask, int64[B,S] position_ids")
     assert generate(path, tokenizer, "a", max_new_tokens=1).tokens == (1,)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_model_of_a_fixed_batch_continues_any_number_of_prompts(batch, model, tokenizer):
+    prompts = ["a", "bc", "d"]
+    texts = [
+        [made.tokens for made in Generator(path, tokenizer).generate(prompts, max_new_tokens=3)]
+        for path in (model(), model(batch=batch))
+    ]
+    assert texts[0] == texts[1] == [(1, 2, 3), (3, 4), (4,)]
 
 
 def test_a_model_of_fixed_length_is_fed_padded_and_stops_when_full(model, tokenizer):
