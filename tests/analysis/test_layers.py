@@ -171,6 +171,8 @@ def test_a_size_is_that_of_the_file(lm, tmp_path):
     [
         ({}, "give a budget"),
         ({"bits": 4, "size_bytes": 10}, "give a budget"),
+        ({"bits": float("nan")}, "bits is nan"),
+        ({"bits": float("inf")}, "bits is inf"),
         ({"bits": 2.0}, "the weights take 2.56 at least"),
         ({"bits": 4, "formats": []}, "at least one"),
     ],
