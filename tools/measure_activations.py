@@ -26,6 +26,7 @@ DIGITS = Path(__file__).parents[1] / "samples" / "digits"
 _BYTES = "{format: uint8, symmetric: false, range: mse}"
 _WITHOUT_SPIKES = "w8a8 and what onnxq sensitivity --view spikes exempts"
 _FP6 = "[fp6_e2m3, fp6_e3m2]"
+_MX = "format: fp4_e2m1, granularity: group, group_size: 32, scale: e8m0"
 
 # By what the tables call them: rows of the digits models, rows of the language model.
 VISION: Mapping[str, str] = {
@@ -45,6 +46,14 @@ TEXT: Mapping[str, str] = {
     "W6A6 FP, the preset `w6a6-fp`": "w6a6-fp",
     "W4A4 FP, `rtn`, no shift": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1, range: mse}",
     "W4A4 FP, the preset `w4a4-fp`": "w4a4-fp",
+    "W4A4 INT4 per token, `gptq`": (
+        "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token}"
+    ),
+    "W4A4 MXFP4, `gptq`": f"weight: {{{_MX}, method: gptq}}, activation: {{{_MX}}}",
+    "W4A4 FP4 in groups of 16, `gptq`": (
+        "weight: {format: fp4_e2m1, granularity: group, group_size: 16, scale: e4m3, method: gptq}, "
+        "activation: {format: fp4_e2m1, granularity: group, group_size: 16}"
+    ),
 }
 
 

@@ -23,7 +23,7 @@ from onnxq.runtime.session import INT8_LEVEL
 DEFAULT_ACCURACY_LEVEL = 4
 _PRODUCTS = ("MatMul", "Linear", "SwiGLU")
 # Operators that find the scales of rows, for others that round.
-_OF_ROWS = ("RowScale", "RowRange")
+_OF_ROWS = ("RowScale", "RowBinade", "RowRange")
 
 
 @dataclass(frozen=True)

@@ -183,8 +183,9 @@ def _beyond_squares(array: np.ndarray, method: str) -> str | None:
 
 
 def _unless_lost(solution: Solution) -> Solution | str:
-    """A solution that is nearer to the weight than zeros are; else why the weight is better left alone."""
-    if solution.squared_error < solution.squared_norm or solution.squared_norm == 0:
+    """A solution that is something else than zeros; else why the weight is better left alone."""
+    # What makes up for other errors may lie further from the weight than zeros do.
+    if solution.squared_error < solution.squared_norm or solution.squared_norm == 0 or solution.decode().any():
         return solution
     return "rounding would leave nothing of it: its numbers are too small for its scales"
 
