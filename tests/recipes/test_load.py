@@ -88,7 +88,7 @@ WRONG = [
     ("rules:\n  - activation: {format: fp4_e3m0}", 2, "fp4_e3m0 cannot hold activations: take an integer"),
     ("rules:\n  - activation: {format: int88}", 2, "no format 'int88'; did you mean 'int8'?"),
     ("rules:\n  - activation: {format: [int8]}", 2, "rules[0].activation.format: Input should be a valid string"),
-    ("rules:\n  - activation: {format: int8, granularity: group}", 2, "'group' is not valid"),
+    ("rules:\n  - activation: {format: int8, granularity: group}", 2, "needs group_size"),
     ("rules:\n  - activation: {format: int8, range: minmax}", 2, "'minmax' is not valid"),
     ("rules:\n  - activation: {format: int8, range: percentile, percentile: 1}", 2, "greater than 50"),
     ("rules:\n  - activation: {format: int8, granularity: token, range: mse}", 2, "leave out range: mse"),
