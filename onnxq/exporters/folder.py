@@ -77,6 +77,8 @@ def export_folder(
         )
     _check_output(output, folder, force=force)
     require("torch", "transformers")
+    if route not in (None, "optimum", "torch"):
+        raise UsageError(f"route is '{route}'; valid: optimum, torch")
     if route is None:
         route = "optimum" if is_installed("optimum.exporters.onnx") else "torch"
     if route == "optimum":

@@ -56,6 +56,11 @@ class Conversion:
         """
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; at least one has to work")
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise UsageError(
+                f"calibration is a {type(self.calibration).__name__}; data goes in as onnxq.Calibration(data), which "
+                "says how much of it is run at a time"
+            )
         if self.calibration is not None and self.statistics is not None:
             raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
         if self.resume is not None and self.sequential is False:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import UsageError
 from onnxq.model.constants import undo_views, view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
@@ -67,11 +68,16 @@ def solve_in_sequence(
 
     Raises:
         DataError: The data does not fit the model, or the folder is another run's.
-        UsageError: The data can be gone through only once.
         NonFiniteError: A weight or an activation holds NaN or Inf.
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.
+        UsageError: The data can be gone through only once.
     """
+    if calibration.batches(model).once:
+        raise UsageError(
+            "layer by layer the data is gone through more than once: give a list of feeds, or arrays, in place of an "
+            "iterator, or sequential=False"
+        )
     if corrections is None:
         corrections = Corrections(model, work_of(model.ir.graph, plan, weights), ())
     layers = Layers(

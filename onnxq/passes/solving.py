@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from typing import Any
 
 import numpy as np
@@ -154,14 +155,15 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
     try:
         return solved(array)
     except NonFiniteError as error:
-        what = unusable(weight)
+        # A name may hold what means something in a glob.
+        what, glob_of_it = unusable(weight), escape(weight.name)
         if what is None:
             raise NonFiniteError(
-                f"weight '{weight.name}': {error}; leave it float with --exclude '{weight.name}'"
+                f"weight '{weight.name}': {error}; leave it float with --exclude '{glob_of_it}'"
             ) from error
         if policy == "error":
             raise NonFiniteError(
-                f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
+                f"{what}; leave it float with --non-finite skip or --exclude '{glob_of_it}', or clamp it with "
                 "--non-finite clamp"
             ) from None
         if policy == "skip":

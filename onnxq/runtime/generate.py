@@ -159,9 +159,9 @@ class Generator:
             NonFiniteError: the model's scores hold NaN or +Inf.
             SessionError: onnxruntime cannot run the model.
         """
-        if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1:
+        if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
             raise UsageError(
-                "max_new_tokens is at least 1, temperature and top_k at least 0, top_p above 0 and at most 1"
+                "max_new_tokens is at least 1, temperature, top_k and seed at least 0, top_p above 0 and at most 1"
             )
         ids: list[list[int]] = [self._words.encode(prompt).ids for prompt in prompts]
         if not ids or not all(ids):

@@ -59,7 +59,7 @@ def session(
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        UsageError: no provider, or one that this onnxruntime does not have; an accuracy level out of range.
+        UsageError: no provider, or one that this onnxruntime does not have; no threads; an accuracy level out of range.
         SessionError: onnxruntime refuses the model, or a provider asked for by name could not start.
     """
     ort = _onnxruntime()
@@ -67,6 +67,8 @@ def session(
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; at least one has to work")
     if threads is not None:
         options.intra_op_num_threads = threads
     if accuracy_level is not None:
@@ -160,7 +162,9 @@ def _choose(ort: Any, providers: Sequence[str] | None) -> list[str]:
     else:
         if not providers:
             raise UsageError("the list names no execution provider: leave it out, or name cpu or cuda")
-        chosen = [_SHORT_NAMES.get(name.lower(), name) for name in providers]
+        # A text is a sequence of texts too.
+        names = [providers] if isinstance(providers, str) else providers
+        chosen = [_SHORT_NAMES.get(name.lower(), name) for name in names]
         for name in chosen:
             if name not in available:
                 hint = "; pip install 'onnxq[gpu]' brings CUDA" if name == CUDA else ""

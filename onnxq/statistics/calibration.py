@@ -1,14 +1,15 @@
 """`Calibration`: data to run a model on, in any of the forms in which people have it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import DataError, UsageError
+from onnxq.errors import DataError, SessionError, UsageError
 from onnxq.model.attention import past_sizes
 from onnxq.model.load import Model
 from onnxq.runtime.inputs import Input, closed
@@ -74,6 +75,18 @@ class Calibration:
             return OfFeeds(feeds_for(data, inputs, sequence=sequence, batch=self.batch, limit=self.samples))
         return OfIterable(data, inputs, self.samples)
 
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While a model runs on the data: where that fails, and the data is made up, it may be the reason."""
+        try:
+            yield
+        except SessionError as error:
+            if not self.is_synthetic:
+                raise
+            raise SessionError(
+                f"{error}; this data is synthetic, and sizes that the model leaves open are guesses: give real data"
+            ) from error
+
     def digest(self, model: Model) -> str:
         """A fingerprint of everything that the model is fed.
 
@@ -82,10 +95,7 @@ class Calibration:
         """
         batches = self.batches(model)
         if batches.once:
-            raise UsageError(
-                "the data can be gone through only once, and is needed again, layer by layer or to know a cache by: "
-                "give a list of feeds, or an object that begins anew with each iteration"
-            )
+            raise UsageError("statistics of an iterator cannot be kept in a cache: give a list of feeds, or arrays")
         total = hashlib.sha256()
         for batch in batches:
             for name, array in batch.inputs.items():

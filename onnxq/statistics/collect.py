@@ -74,7 +74,8 @@ def _run(
     running = session(opened.open(taps), providers=calibration.providers)
     names = [output.name for tap in taps for output in tap.outputs]
     for batch in batches:
-        results = iter(run(running, names, batch.inputs))
+        with calibration.running():
+            results = iter(run(running, names, batch.inputs))
         for request in group:
             add_answers(request, batch, results, shelf)
         if calibration.progress is not None:

@@ -1,5 +1,7 @@
 """Odd weights: each is quantized to what the oracle says or left alone for a reason; nothing non-finite comes out."""
 
+import re
+
 import numpy as np
 import onnx
 import pytest
@@ -201,3 +203,13 @@ def test_all_weights_skipped_gives_the_model_back() -> None:
     emitted, report = quantize_proto(model, recipe)
     assert emitted.SerializeToString() == model.SerializeToString()
     assert report.quantized == ()
+
+
+def test_the_name_of_a_weight_that_is_not_finite_is_told_as_a_glob() -> None:
+    model = product(np.full((64, 32), np.nan, np.float32))
+    model.graph.initializer[0].name = model.graph.node[0].input[1] = "layers[0].w"
+    with pytest.raises(NonFiniteError) as caught:
+        quantize_proto(model, "fp6")
+    (glob,) = re.findall("--exclude '(.*?)'", str(caught.value))
+    _, report = quantize_proto(model, "fp6", exclude=glob)
+    assert report.reasons == {"excluded": 1}

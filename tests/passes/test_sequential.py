@@ -115,11 +115,6 @@ def test_who_waits_is_told_how_many_stages_are_solved(solved, data):
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_data_that_can_be_read_only_once_is_refused(solved, data):
-    with pytest.raises(UsageError, match="only once, and is needed again, layer by layer"):
-        solved(calibration=Calibration(iter([{"x": data}])))
-
-
 @pytest.mark.parametrize("budget", [0, 5000])
 def test_activations_beyond_the_budget_lie_in_files(budget, solved):
     for name, array in solved("files", budget_bytes=budget).items():
@@ -246,3 +241,19 @@ def test_what_subgraphs_read_flows_too():
     first, second = stages(graph, [Layer("x", (nodes["a"],)), Layer("z0", (nodes["z"],))])
     assert first.kept == ("b", "flag", "x")
     assert second.given == ("b", "flag", "x")
+
+
+def test_samples_of_feeds_are_counted(data):
+    feeds = [{"x": data[:16]}, {"x": data[16:21]}]
+    _, report = onnxq.quantize_proto(proto(), RECIPE, calibration=Calibration(feeds))
+    assert report.notes[-1] == "calibrated on 21 samples"
+
+
+def test_an_iterator_is_refused_with_the_ways_out(data):
+    with pytest.raises(UsageError, match="gone through more than once: give a list of feeds, or arrays"):
+        onnxq.quantize_proto(proto(), RECIPE, calibration=Calibration(iter([{"x": data}])))
+
+
+def test_data_that_is_no_calibration_is_told_how_to_be_one(data):
+    with pytest.raises(UsageError, match=r"calibration is a ndarray; data goes in as onnxq\.Calibration\(data\)"):
+        onnxq.quantize_proto(proto(), RECIPE, calibration=data)

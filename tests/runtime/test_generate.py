@@ -139,6 +139,7 @@ def test_a_missing_or_broken_tokenizer_is_named(model, tmp_path):
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
+        {"seed": -1},
     ],
 )
 def test_settings_out_of_range_are_refused(wrong, model, tokenizer):

@@ -41,6 +41,17 @@ def test_an_unknown_provider_is_answered_with_those_there_are(model_of):
         session(model_of(ADD).SerializeToString(), providers=["CPUExecutionProvide"])
 
 
+@pytest.mark.parametrize("providers", ["cpu", ["CPUExecutionProvider"]])
+def test_one_provider_needs_no_list(providers, model_of):
+    assert session(model_of(ADD).SerializeToString(), providers=providers).get_providers() == ["CPUExecutionProvider"]
+
+
+@pytest.mark.parametrize("threads", [0, -2])
+def test_no_threads_are_refused(threads, model_of):
+    with pytest.raises(UsageError, match=f"threads is {threads}; at least one"):
+        session(model_of(ADD).SerializeToString(), threads=threads)
+
+
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="has CUDA")
 def test_cuda_without_onnxruntime_gpu_names_the_extra(model_of):
     with pytest.raises(UsageError, match=r"no provider 'CUDAExecutionProvider' here.*onnxq\[gpu\]"):

@@ -172,7 +172,7 @@ def test_a_file_that_lacks_an_answer_says_so(loaded, data, file):
 
 
 def test_an_iterator_cannot_be_recognized_again(loaded, data, file):
-    with pytest.raises(UsageError, match="gone through only once, and is needed again"):
+    with pytest.raises(UsageError, match="statistics of an iterator cannot be kept in a cache"):
         collected(loaded, ASKED, Calibration(iter([{"x": data}]), cache=file))
     assert not file.exists()
 
