@@ -96,11 +96,12 @@ def quantize(
     Raises:
         RecipeError: The recipe has a mistake.
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
-        NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
+        NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`; or an activation does, on the
+            calibration data.
         OutputError: The output exists, or cannot be written.
         UsageError: There is no such target, `threads` is not positive, or a method needs calibration data.
         DataError: The calibration data or the statistics do not fit the model.
-        NonFiniteError: An activation is NaN or Inf on the calibration data.
+        SessionError: Onnxruntime cannot run the model on the calibration data.
     """
     started = time.perf_counter()
     asked = Conversion(

@@ -143,11 +143,13 @@ def _perplexity(
     logits = scores_output(opened.get_outputs(), (3,))
     nll, tokens, done, seconds = 0.0, 0, 0, 0.0
     for feed in feeds:
-        windows = feed.inputs[ids][: feed.rows].astype(np.int64)
+        # What fills up a batch that the model fixes is run too, and does not count.
+        run_windows = feed.inputs[ids].astype(np.int64)
+        windows = run_windows[: feed.rows]
         if isinstance(logits.shape[2], int):
             check_vocabulary(windows, logits.shape[2])
         start = time.perf_counter()
-        scores = score(logits.name, feed, windows)
+        scores = score(logits.name, feed, run_windows)
         seconds += time.perf_counter() - start
         check_vocabulary(windows, scores.shape[2])
         for row, window in zip(scores, windows, strict=False):
@@ -181,7 +183,8 @@ def _by_token(
     tensors = carried(inputs_of(opened, model), [each.name for each in opened.get_outputs()])
     if not tensors:
         raise UsageError("the model has no cache (past_key_values.N.key): it cannot be evaluated behind one")
-    vocabulary = next(each.shape[2] for each in opened.get_outputs() if each.name == output)
+    size = next(each.shape[2] for each in opened.get_outputs() if each.name == output)
+    vocabulary = size if isinstance(size, int) else None
     in_place = bool(grouped_attentions(model.ir.graph))
     scorer = CachedScorer(opened, tensors, vocabulary, capacity=sequence if in_place else None)
     steps = [scorer.scores(list(windows[:, :read])) for read in range(1, windows.shape[1])]

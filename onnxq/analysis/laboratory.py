@@ -98,7 +98,7 @@ class Laboratory:
             self.plans,
             self.weights,
             self.statistics,
-            non_finite=self.recipes[0].non_finite,
+            policies=[recipe.non_finite for recipe in self.recipes],
             threads=threads,
         )
         for done, (at, number, solution) in enumerate(solved):

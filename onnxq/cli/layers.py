@@ -70,7 +70,9 @@ Formats = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="rtn, clip, search, hqq or gptq, in place of what the recipes say.", show_default=False
+        metavar="NAME",
+        help="rtn, clip, search, hqq, kmeans, gptq, erq or pb-llm, in place of what the recipes say.",
+        show_default=False,
     ),
 ]
 Calib = Annotated[

@@ -9,14 +9,11 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from onnxq.model.form import Apart, Form
+from onnxq.model.form import Form
 from onnxq.model.load import Model
 from onnxq.model.places import replace_tensors
 from onnxq.model.taps import Tap, prune
 from onnxq.model.temporary import opened
-
-# In the place of a tensor that a part of a model does not have.
-_NOTHING = Apart(ir.Tensor(np.empty(0, np.uint8)), in_function=True)
 
 
 @contextmanager
@@ -51,9 +48,7 @@ def segment(
     del graph.input[:]
     graph.input.extend(given.values())
     prune(graph, set(given))
-    referred = (tensor.external_data[0].value for tensor in graph.initializer if tensor.external_data)
-    kept = {int(each.removeprefix(form.token)) for each in referred}
-    form.apart[:] = [each if number in kept else _NOTHING for number, each in enumerate(form.apart)]
+    form.forget_unused()
     with opened(form, folder) as source:
         yield source
 

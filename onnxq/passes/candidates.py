@@ -34,7 +34,7 @@ def solve_each(
     weights: Sequence[Weight],
     statistics: Statistics | None,
     *,
-    non_finite: NonFinitePolicy = "error",
+    policies: Sequence[NonFinitePolicy],
     threads: int | None = None,
 ) -> Iterator[tuple[int, int, Solution | str]]:
     """Solve each weight as each plan says, weight by weight; only a few solutions are in memory at a time.
@@ -44,7 +44,7 @@ def solve_each(
         plans: Of the same weights.
         weights: In the order of the plans' decisions.
         statistics: From `statistics_of`.
-        non_finite: What to do with NaN and Inf.
+        policies: What to do with NaN and Inf, one a plan.
         threads: Weights solved at a time; by default one a processor.
 
     Yields:
@@ -52,7 +52,7 @@ def solve_each(
         where a plan does not quantize the weight.
 
     Raises:
-        NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
+        NonFiniteError: A weight holds NaN or Inf, and the policy of its plan is `error`.
     """
     curvatures = Curvatures(statistics)
     work = [{id(item.weight): item for item in work_of(model.ir.graph, plan, weights)} for plan in plans]
@@ -62,7 +62,7 @@ def solve_each(
 
     def solved(at: int, number: int) -> Solution | str:
         item = work[number][id(weights[at])]
-        return solve(item, non_finite, curvatures.of(item.measured))
+        return solve(item, policies[number], curvatures.of(item.measured))
 
     with in_order([partial(solved, *key) for key in keys], threads) as solutions:
         for (at, number), solution in zip(keys, solutions, strict=True):

@@ -6,7 +6,7 @@ data and model, however many stages there are.
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,6 @@ def solve_in_sequence(
     device: str = "cpu",
     threads: int | None = None,
     budget_bytes: int = BUDGET_BYTES,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Solutions:
     """Solve all weights that a plan quantizes, each stage on statistics behind the solved stages before it.
 
@@ -57,7 +56,7 @@ def solve_in_sequence(
         model: Not changed.
         plan: From `make_plan` on this model.
         weights: From `make_plan`.
-        calibration: The data.
+        calibration: The data; its progress is told stages done and all.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
         corrections: Of this model and plan; takes in what is found. None for none.
@@ -66,7 +65,6 @@ def solve_in_sequence(
         device: `cpu` or `cuda`: where weights are solved.
         threads: How many weights are solved at a time; by default as many as there are processors.
         budget_bytes: Of activations in memory; more lie in temporary files.
-        progress: Called with stages done and all.
 
     Raises:
         DataError: The data does not fit the model, or the folder is another run's.
@@ -105,8 +103,8 @@ def solve_in_sequence(
         for done, stage in enumerate(made):
             left = any(layers.left(later.layers) for later in made[done:])
             layers.finish(stage.layers, parts.run(stage) if left else None)
-            if progress is not None:
-                progress(done + 1, len(made))
+            if calibration.progress is not None:
+                calibration.progress(done + 1, len(made))
     return layers.solutions
 
 

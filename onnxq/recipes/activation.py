@@ -69,7 +69,9 @@ class ActivationSpec(BaseModel):
         if self.scale != "auto" and (self.granularity != "group" or not self.symmetric or self.clip_ratio != 1):
             raise ValueError(f"scale {self.scale} goes with granularity: group, without zero points and clip_ratio")
         if not self.of_rows and self.clip_ratio != 1:
-            raise ValueError("clip_ratio goes with granularity: token; static scales have range: mse or percentile")
+            raise ValueError(
+                "clip_ratio goes with granularity: token or group; static scales have range: mse or percentile"
+            )
         if self.granularity == "channel" and self.ranging != "absmax":
             raise ValueError(f"granularity channel takes range: absmax, not {self.ranging}")
         if not self.symmetric and not integer:

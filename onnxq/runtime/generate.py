@@ -1,5 +1,6 @@
 """Text from a language model: prompts are read once, and continued token by token."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -158,7 +159,7 @@ class Generator:
             NonFiniteError: the model's scores hold NaN or +Inf.
             SessionError: onnxruntime cannot run the model.
         """
-        if max_new_tokens < 1 or not temperature >= 0 or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
+        if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
             raise UsageError(
                 "max_new_tokens is at least 1, temperature, top_k and seed at least 0, top_p above 0 and at most 1"
             )
@@ -173,7 +174,7 @@ class Generator:
             _Text(
                 each,
                 min(limit, len(each) + max_new_tokens),
-                GrowingText(self._words, len(each), stop, on_text and partial(on_text, number)),
+                GrowingText(self._words, each, stop, on_text and partial(on_text, number)),
             )
             for number, each in enumerate(ids)
         ]

@@ -38,7 +38,7 @@ class Calibration:
         batch: Samples run at a time; a batch size that the model fixes wins.
         providers: Of onnxruntime.
         cache: A file where statistics are kept for the next run on the same model and data.
-        progress: Called with samples run and samples to run.
+        progress: Called with samples run and samples to run; layer by layer, with parts of the model instead.
     """
 
     data: CalibrationData

@@ -95,7 +95,13 @@ def test_an_attack_made_on_the_float_model_is_shown_to_the_quantized_one(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"), [({"strength": 0}, UsageError), ({"queries": 1}, UsageError), ({"data": None}, DataError)]
+    ("arguments", "error"),
+    [
+        ({"strength": 0}, UsageError),
+        ({"strength": float("nan")}, UsageError),
+        ({"queries": 1}, UsageError),
+        ({"data": None}, DataError),
+    ],
 )
 def test_attacks_that_cannot_be_made_are_refused(plane, arguments, error):
     path, data, _ = plane

@@ -109,6 +109,12 @@ def test_it_is_not_what_statistics_of_the_float_model_give(solved, data):
     assert not np.isclose(solved()["w2"], blind, atol=1e-5).all()
 
 
+def test_who_waits_is_told_how_many_stages_are_solved(solved, data):
+    seen: list[tuple[int, int]] = []
+    solved(calibration=Calibration(data, batch=16, progress=lambda *step: seen.append(step)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
 @pytest.mark.parametrize("budget", [0, 5000])
 def test_activations_beyond_the_budget_lie_in_files(budget, solved):
     for name, array in solved("files", budget_bytes=budget).items():

@@ -1,6 +1,5 @@
 """Every mistake in a recipe is one `RecipeError` with file, line, key and what would be right."""
 
-import time
 from pathlib import Path
 
 import pytest
@@ -193,10 +192,9 @@ def test_aliases_that_multiply_are_refused_at_once() -> None:
     text = "l0: &l0 [x, x, x, x, x, x, x, x, x, x]\n"
     for level in range(1, 9):
         text += f"l{level}: &l{level} [{', '.join([f'*l{level - 1}'] * 10)}]\n"
-    started = time.perf_counter()
+    # Written out they are 10^9 elements, for which there are neither hours nor memory.
     with pytest.raises(RecipeError, match="too long"):
         parse_recipe(text)
-    assert time.perf_counter() - started < 5
 
 
 def test_alias_and_merge_mean_what_yaml_says() -> None:

@@ -7,6 +7,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxq.errors import DataError, NonFiniteError, UsageError
 from onnxq.runtime.generate import Generator, generate
+from onnxq.runtime.text import GrowingText
 
 CODE_LM = Path(__file__).parents[2] / "samples" / "code_lm"
 WORDS = ["a", "b", "c", "d", "e", "<|endoftext|>"]
@@ -27,11 +28,11 @@ def tokenizer(tmp_path):
 def model(model_of, tmp_path):
     """A model in which each token is followed by the next one of the alphabet, most likely."""
 
-    def make(rows=6, sequence="S", follow=None, extra="", scores=None):
+    def make(rows=6, sequence="S", follow=None, extra="", scores=None, batch="B"):
         table = np.zeros((rows, rows), np.float32)
         for token in range(rows):
             table[token, (follow or {}).get(token, (token + 1) % rows)] = 5
-        text = f"g (int64[B,{sequence}] input_ids{extra}) => (float[B,{sequence},V] logits)"
+        text = f"g (int64[{batch},{sequence}] input_ids{extra}) => (float[{batch},{sequence},V] logits)"
         text += "{ logits = Gather(w, input_ids) }"
         path = tmp_path / "model.onnx"
         path.write_bytes(model_of(text, w=table if scores is None else scores).SerializeToString())
@@ -86,6 +87,16 @@ def test_mask_and_positions_are_made(model, tokenizer):
     assert generate(path, tokenizer, "a", max_new_tokens=1).tokens == (1,)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_model_of_a_fixed_batch_continues_any_number_of_prompts(batch, model, tokenizer):
+    prompts = ["a", "bc", "d"]
+    texts = [
+        [made.tokens for made in Generator(path, tokenizer).generate(prompts, max_new_tokens=3)]
+        for path in (model(), model(batch=batch))
+    ]
+    assert texts[0] == texts[1] == [(1, 2, 3), (3, 4), (4,)]
+
+
 def test_a_model_of_fixed_length_is_fed_padded_and_stops_when_full(model, tokenizer):
     made = generate(model(sequence=4), tokenizer, "ab", max_new_tokens=9)
     assert (made.tokens, made.finish) == ((2, 3), "length")
@@ -124,6 +135,7 @@ def test_a_missing_or_broken_tokenizer_is_named(model, tmp_path):
         {"max_new_tokens": 0},
         {"temperature": -1.0},
         {"temperature": float("nan")},
+        {"temperature": float("inf")},
         {"top_k": -1},
         {"top_p": 0.0},
         {"top_p": 1.5},
@@ -153,6 +165,24 @@ def test_characters_of_several_tokens_are_given_out_whole():
     made = generate(CODE_LM / "model.onnx", CODE_LM / "tokenizer.json", "# é ", **settings)
     assert "".join(pieces) == made.text
     assert len(made.text.encode()) > len(made.text), "the draw has a character of several bytes"
+
+
+@pytest.mark.parametrize(("on_text", "decoded"), [(None, 2), (lambda _: None, 22)])
+def test_a_text_is_decoded_only_when_somebody_looks(on_text, decoded):
+    class Words:
+        calls = 0
+
+        def decode(self, ids):
+            self.calls += 1
+            return "x" * len(ids)
+
+    words, ids = Words(), [1, 2, 3]
+    text = GrowingText(words, ids, (), on_text)
+    for token in range(20):
+        ids.append(token)
+        assert not text.stopped(ids)
+    assert text.finish(ids) == "x" * 20
+    assert words.calls == decoded
 
 
 def test_the_sample_language_model_writes_python():
