@@ -79,7 +79,8 @@ def test_what_allocate_prints_is_shown_on_the_page(onnxq, model):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder")]
+    ("name", "words"),
+    [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder"), ("x.txt", ".json")],
 )
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(onnxq, model, name, words):
     model.with_name("there.json").write_text("keep me")
