@@ -44,7 +44,7 @@ ReportFile = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Write what was done to each weight: a page to look at where the name ends in .html, else JSON.",
+        help="Write what was done to each weight: a page to look at where the name ends in .html, JSON where in .json.",
         show_default=False,
     ),
 ]
