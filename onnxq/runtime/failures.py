@@ -29,7 +29,7 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         rf"the file has tensors of a number type that it cannot hold, such as FLOAT6; {_OTHER_TARGET}",
     ),
     (
-        r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'",
+        r"(?:Could not find an implementation|Failed to find kernel) for (\w+)\((\d+)\) .*?(?:name |node:)'(.*?)'",
         rf"it has no kernel for \g<1> (opset \g<2>, node '\g<3>') on these number types; {_OTHER_TARGET}",
     ),
     (

@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from onnxq.api import quantize_proto
 from onnxq.errors import DataError, MissingExtraError, SessionError, UsageError
 from onnxq.runtime.inputs import inputs_of
 from onnxq.runtime.session import run, session
@@ -137,6 +138,15 @@ def test_what_onnxruntime_cannot_load_is_said_in_plain_words(make, says, model_o
         session(make(model_of).SerializeToString())
     assert "\n" not in str(caught.value)
     assert ".cc" not in str(caught.value)
+
+
+@pytest.mark.parametrize("recipe", ["fp4", "fp6", "mxfp4"])
+def test_what_another_target_would_run_is_said_with_the_target(recipe, model_of):
+    rng = np.random.default_rng(0)
+    model = model_of("g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }", w=rng.random((64, 64), np.float32))
+    made, _ = quantize_proto(model, recipe, target="standard")
+    with pytest.raises(SessionError, match="quantize with --target ort"):
+        session(made.SerializeToString())
 
 
 def test_a_weight_out_of_reach_of_the_fusion_is_named(model_of):
