@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from onnxq.recipes import Recipe, load_recipe
     from onnxq.report import Report
     from onnxq.runtime.generate import Generator, generate
-    from onnxq.runtime.native import register
+    from onnxq.runtime.register import register
     from onnxq.runtime.session import session
     from onnxq.statistics.calibration import Calibration
 
@@ -79,7 +79,7 @@ _HOMES = {
     "plan": "api",
     "quantize": "api",
     "quantize_proto": "api",
-    "register": "runtime.native",
+    "register": "runtime.register",
     "robustness": "analysis.robustness",
     "sensitivity": "analysis.sensitivity",
     "session": "runtime.session",

@@ -1,7 +1,6 @@
 """The calls that the command line and Python programs use."""
 
 import re
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from onnxq.model.form import Form
 from onnxq.model.load import Model, from_proto, guard, load
 from onnxq.model.save import stage
 from onnxq.model.sites import find_weights
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.conversion import Conversion, Progress
 from onnxq.passes.convert import convert
@@ -96,11 +96,12 @@ def quantize(
     Raises:
         RecipeError: The recipe has a mistake.
         ModelError, UnsafeModelError: The model is broken, or refers to data it must not reach.
-        NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`.
+        NonFiniteError: A weight holds NaN or Inf, and the recipe's policy is `error`; or an activation does, on the
+            calibration data.
         OutputError: The output exists, or cannot be written.
         UsageError: There is no such target, `threads` is not positive, or a method needs calibration data.
         DataError: The calibration data or the statistics do not fit the model.
-        NonFiniteError: An activation is NaN or Inf on the calibration data.
+        SessionError: Onnxruntime cannot run the model on the calibration data.
     """
     started = time.perf_counter()
     asked = Conversion(
@@ -168,7 +169,7 @@ def calibrate(
         OutputError: The output exists, or cannot be written.
         UsageError: The recipe changes the float model before it quantizes.
     """
-    check_file(Path(output), force=force)
+    check_file(Path(output), ".safetensors", force=force)
     loaded = load(model)
     chosen = None if recipe is None else load_recipe(recipe)
     if chosen is not None and chosen.equalize:
@@ -208,8 +209,8 @@ def quantize_proto(
         threads=threads,
     )
     result, recorder = onnx.ModelProto(), Recorder()
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as folder:
-        done = convert(loaded, asked, Memory(), Path(folder), recorder)
+    with temporary_folder() as folder:
+        done = convert(loaded, asked, Memory(), folder, recorder)
         if done.is_changed:
             done.model.ir.metadata_props.update(compose.signature(asked))
             result.ParseFromString(Form.of(done.model.ir).tobytes())

@@ -4,10 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
 import onnxq
+
+# What a terminal or a CI asks for must not change what tests compare; typer reads some of it once, when it is imported.
+for name in ("FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "GITHUB_ACTIONS"):
+    os.environ.pop(name, None)
+for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH"):
+    os.environ.pop(name, None)
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 
@@ -31,6 +38,13 @@ sys.addaudithook(watch)
 {code}
 print(*seen, sep="\\n", end="")
 """
+
+
+@pytest.fixture(autouse=True)
+def same_numbers(request, monkeypatch):
+    """The random numbers of a test, whatever ran before it: with several workers that is another order each time."""
+    if hasattr(request.module, "RNG"):
+        monkeypatch.setattr(request.module, "RNG", np.random.default_rng(0))
 
 
 def script(path: Path):

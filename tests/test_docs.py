@@ -213,7 +213,7 @@ def operators_by_row() -> dict[str, str]:
         if isinstance(kind, Integer):
             families += [f"{each}Asymmetric" for each in families] + ["QuantizeDequantize<F>Asymmetric", "RowRange<F>"]
         if is_roundable(kind):
-            families += ["QuantizeDequantize<F>", "RowScale<F>"]
+            families += ["QuantizeDequantize<F>", "RowScale<F>", "RowBinade<F>"]
         if isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed):
             families += ["CacheScale<F>", "CacheQuantize<F>", "CacheDequantize<F>"]
         rows |= {each.replace("<F>", operator_suffix(kind)): each for each in families}

@@ -2,14 +2,19 @@
 
 from pathlib import Path
 
-MODEL = Path(__file__).parents[1] / "samples" / "digits" / "vit.onnx"
+DIGITS = Path(__file__).parents[1] / "samples" / "digits"
+MODEL = DIGITS / "vit.onnx"
 
 CONVERSIONS = [("fp6", "ort"), ("int4", "ort"), ("nvfp4", "standard"), ("fp4", "ort-int8")]
 CONVERT = f"""
 import sys
+from pathlib import Path
 import onnxq
-for recipe, target in {CONVERSIONS}:
-    onnxq.quantize(sys.argv[1], recipe, output=f"{{recipe}}.onnx", target=target, threads=int(sys.argv[2]))
+threads, *models = sys.argv[1:]
+for model in models:
+    for recipe, target in {CONVERSIONS}:
+        output = f"{{Path(model).stem}}-{{recipe}}.onnx"
+        onnxq.quantize(model, recipe, output=output, target=target, threads=int(threads))
 """
 
 CONVERT_AND_EVALUATE = """
@@ -20,14 +25,15 @@ onnxq.evaluate(small, data=data, limit=8)
 
 
 def test_same_input_recipe_and_versions_give_the_same_bytes(python, tmp_path: Path) -> None:
-    made: dict[str, set[bytes]] = {}
+    models, made = [MODEL, DIGITS / "resnet.onnx"], dict[str, set[bytes]]()
     for seed, threads in (("0", 1), ("1", 2), ("2", 2)):
         folder = tmp_path / seed
         folder.mkdir()
-        python(CONVERT, MODEL, threads, cwd=folder, PYTHONHASHSEED=seed)
+        python(CONVERT, threads, *models, cwd=folder, PYTHONHASHSEED=seed)
         for path in folder.iterdir():
             made.setdefault(path.name, set()).add(path.read_bytes())
-    assert {name: len(contents) for name, contents in made.items()} == {f"{each}.onnx": 1 for each, _ in CONVERSIONS}
+    names = [f"{model.stem}-{recipe}.onnx" for model in models for recipe, _ in CONVERSIONS]
+    assert {name: len(contents) for name, contents in made.items()} == dict.fromkeys(names, 1)
 
 
 def test_a_conversion_opens_no_connection_and_writes_nothing_but_its_output(trespasses, tmp_path: Path) -> None:

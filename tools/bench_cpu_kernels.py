@@ -2,11 +2,12 @@
 
     python tools/bench_cpu_kernels.py                  # a few minutes, 5 GB of memory
     python tools/bench_cpu_kernels.py --rows 1 --rounds 5 --json cpu.json
+    ONNXQ_CPU_ISA=avx2 python tools/bench_cpu_kernels.py --cpu-time --where cached --rows 2 4 --only FP6E2M3 INT4
 
 A model is a chain of products [M, 4096] @ [4096, 4096]. `rotating` has so many layers that their weights exceed every
 cache, as those of a language model do; `cached` has one, run over and over. All sessions run in turn, round after
 round; a ratio is that of two times of the same round, and the median over all rounds counts, with that of the best
-times behind it. A floor that is missed is marked with '!'.
+times behind it. What level 4 gains stands in the last column. A floor that is missed is marked with '!'.
 """
 
 import argparse
@@ -157,7 +158,7 @@ def show(where: str, rows: int, times: dict[str, list[float]]) -> list[dict[str,
     """Print a table, and return its rows."""
     reference, low_bit = times["float32 MatMul"], times["MatMulNBits 4 bits, level 4"]
     print(f"\n{where}, M = {rows}: ms a product, median (best); ratios likewise")
-    print(f"{'':30}{'ms':>16}{'x float32':>18}{'time / 4-bit level 4':>24}")
+    print(f"{'':30}{'ms':>16}{'x float32':>18}{'time / 4-bit level 4':>24}{'x level 0':>20}")
     made = []
     for name, each in times.items():
         faster = statistics.median(a / b for a, b in zip(reference, each, strict=True))
@@ -167,9 +168,12 @@ def show(where: str, rows: int, times: dict[str, list[float]]) -> list[dict[str,
         floor = next((each for each in promised if name.startswith(each[0])), (name, None, None))
         missed = (floor[1] is not None and faster < floor[1]), (floor[2] is not None and slower > floor[2])
         marks = ["!" if each else " " for each in missed]
+        exact = times.get(name.removesuffix(", level 4"), each)
+        rounding = statistics.median(a / b for a, b in zip(exact, each, strict=True))
         print(
             f"{name:30}{statistics.median(each):8.2f} ({min(each):5.2f}){faster:9.2f} ({best_faster:4.2f}){marks[0]}"
             f"{slower:14.2f} ({best_slower:4.2f}){marks[1]}"
+            + (f"{rounding:17.2f} ({min(exact) / min(each):4.2f})" if exact is not each else "")
         )
         made.append(
             {
@@ -182,6 +186,7 @@ def show(where: str, rows: int, times: dict[str, list[float]]) -> list[dict[str,
                 "best_times_float32": best_faster,
                 "of_4_bits": slower,
                 "best_of_4_bits": best_slower,
+                "times_level_0": rounding,
                 "floor_missed": any(missed),
             }
         )
@@ -206,6 +211,7 @@ def main() -> None:
     )
     parser.add_argument("--where", choices=["rotating", "cached"], nargs="+", default=["rotating", "cached"])
     parser.add_argument("--cpu-time", action="store_true", help="of one thread, on a machine that others use as well")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="those alone, beside what they are compared with")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     clock = time.process_time if options.cpu_time else time.perf_counter
@@ -224,10 +230,9 @@ def main() -> None:
         "rounds": options.rounds,
     }
     print(", ".join(f"{key} {value}" for key, value in about.items()))
+    references = [float32(), nbits(4, 4)]
     kinds = [
-        float32(),
         nbits(4, 0),
-        nbits(4, 4),
         nbits(8, 4),
         native("fp6_e2m3", _WIDTH),
         native("fp6_e2m3", 128),
@@ -238,6 +243,9 @@ def main() -> None:
         native("fp4_e2m1", 32, "float16", level=4),
         native("int4", 128, "float16", level=4),
     ]
+    if options.only:
+        kinds = [each for each in kinds if each.name.startswith(tuple(options.only))]
+    kinds = references + kinds
     results = []
     for where in options.where:
         sessions = {}

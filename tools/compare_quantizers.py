@@ -17,21 +17,18 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import onnx
+from language_model import CALIBRATION, MODEL, dated, heading, heldout, nll
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import matmul_nbits_quantizer as theirs
 
 import onnxq
 from onnxq.recipes import parse_recipe
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
-WINDOW, LENGTH = 256, 512
-_FLOAT_ACTIVATIONS = 1
+LENGTH = 512
 # Two runs of one method break ties apart: of the perplexity.
 _TOLERANCE = 1e-3
 
@@ -103,11 +100,6 @@ def by_onnxruntime(model: onnx.ModelProto, method: Method, windows: np.ndarray) 
     return proto
 
 
-def perplexity(path: Path, tokens: np.ndarray) -> float:
-    """Of a model, with float activations."""
-    return onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value
-
-
 def main() -> int:
     """Convert, measure and print; 1 where onnxq does worse."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -116,20 +108,18 @@ def main() -> int:
     parser.add_argument("--step", type=int, default=1, help="measure every n-th held-out window; by default all 320")
     options = parser.parse_args()
     logging.getLogger(theirs.__name__).setLevel(logging.WARNING)
-    tokens = np.load(SAMPLE / "heldout.npy")
-    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[:: options.step].ravel()
-    windows = np.load(SAMPLE / "calibration.npy")[: options.samples * LENGTH].reshape(-1, LENGTH)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "numpy"))
-    print(f"{datetime.now(UTC).date().isoformat()}, {versions}, {options.samples} windows\n")
+    tokens = heldout(options.step)
+    windows = np.load(CALIBRATION)[: options.samples * LENGTH].reshape(-1, LENGTH)
+    print(f"{heading(dated())}, {options.samples} windows\n")
     print(
         "| method | bits, groups | perplexity, onnxruntime | onnxq | products, onnxruntime | onnxq |\n|" + " --- |" * 6
     )
     worse = []
     with tempfile.TemporaryDirectory() as folder:
         source, output, other = (Path(folder) / f"{name}.onnx" for name in ("float", "ours", "theirs"))
-        model = plain(onnx.ModelProto.FromString((SAMPLE / "model.onnx").read_bytes()))
+        model = plain(onnx.ModelProto.FromString(MODEL.read_bytes()))
         source.write_bytes(model.SerializeToString())
-        exact = perplexity(source, tokens)
+        exact = nll(source, tokens)
         for name in options.methods.split(";"):
             method = METHODS[name]
             made = by_onnxruntime(model, method, windows)
@@ -139,8 +129,8 @@ def main() -> int:
             recipe = parse_recipe(f"rules:\n- weight: {{{spec}, method: {method.ours}}}")
             data = onnxq.Calibration(windows.ravel().astype(np.uint16), samples=None) if method.data else None
             report = onnxq.quantize(source, recipe, output=output, force=True, calibration=data)
-            found = [perplexity(path, tokens) for path in (other, output)]
-            shown = " | ".join(f"{each:.3f} ({each / exact - 1:+.2%})".replace("%", " %") for each in found)
+            found = [math.exp(nll(path, tokens)) for path in (other, output)]
+            shown = " | ".join(f"{each:.3f} ({each / math.exp(exact) - 1:+.2%})".replace("%", " %") for each in found)
             print(
                 f"| {name} | {method.bits}, {method.group} | {shown} | {left} | {len(report.quantized)} |", flush=True
             )

@@ -11,8 +11,8 @@ import numpy as np
 import onnxq
 from onnxq.model.attention import grouped_attentions, table_rows
 from onnxq.model.load import load
-from onnxq.runtime.cache import Cache, Carried, carried, is_past
-from onnxq.runtime.inputs import inputs_of
+from onnxq.runtime.cache import Cache, Carried, carried
+from onnxq.runtime.inputs import inputs_of, is_past
 
 _WARM_UP = 2
 

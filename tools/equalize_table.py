@@ -14,25 +14,17 @@ together with the one that it is compared with (`--schemes w4a4,w4a4-gptq`).
 
 import argparse
 import json
-import math
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+from language_model import CALIBRATION, MODEL, dated, heading, heldout, nll, with_outliers
 
 import onnxq
 from onnxq.recipes import parse_recipe
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
-WINDOW = 256
-_FLOAT_ACTIVATIONS = 1
 _HEADER = ("outliers", "weights and activations", "step", "nll added", "share taken back")
 
 # What the rule says.
@@ -199,30 +191,22 @@ class Row:
 
 def measure(kinds: Sequence[str], schemes: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Row]:
     """All rows of some kinds of outliers and some schemes."""
-    tokens = np.load(SAMPLE / "heldout.npy")
-    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
-    data = onnxq.Calibration(SAMPLE / "calibration.npy", samples=samples)
-
-    def nll(path: Path) -> float:
-        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value)
-
-    exact = nll(SAMPLE / "model.onnx")
+    tokens, data = heldout(step), onnxq.Calibration(CALIBRATION, samples=samples)
+    exact = nll(MODEL, tokens)
     lost: dict[tuple[str, str], float] = {}
     for outliers, scheme in [key for key in STEPS if key[0] in kinds and key[1] in schemes]:
         model, output = folder / f"{outliers}.onnx", folder / "quantized.onnx"
         if outliers == "none":
-            model = SAMPLE / "model.onnx"
+            model = MODEL
         elif not model.exists():
-            options = ["--spikes"] if outliers == "spikes" else []
-            command = [sys.executable, str(SAMPLE / "outliers.py"), str(model), *options]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            with_outliers(model, spikes=outliers == "spikes")
         for text in STEPS[outliers, scheme]:
             steps = f"equalize: [{{method: {text}}}]\n" if text else ""
             recipe = parse_recipe(f"{steps}rules:\n- {{{SCHEMES[scheme]}}}")
             started = time.perf_counter()
             report = onnxq.quantize(model, recipe, output=output, force=True, calibration=data)
             seconds = time.perf_counter() - started
-            added = nll(output) - exact
+            added = nll(output, tokens) - exact
             base = lost.setdefault((outliers, BASES.get(scheme, scheme)), added)
             places = sum(each.done is not None for each in report.changes)
             yield Row(outliers, scheme, text, added, 1 - added / base, places, seconds)
@@ -238,8 +222,8 @@ def main() -> None:
     parser.add_argument("--step", type=int, default=4, help="measure every n-th held-out window; by default every 4th")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
-    today, versions = datetime.now(UTC).date().isoformat(), {name: version(name) for name in ("onnxruntime", "numpy")}
-    print(f"{today}, " + ", ".join(f"{name} {each}" for name, each in versions.items()))
+    about = dated()
+    print(heading(about))
     print(f"\n| {' | '.join(_HEADER)} |\n|{' --- |' * len(_HEADER)}", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -251,7 +235,7 @@ def main() -> None:
             share = f"{row.share:.1%}".replace("%", " %") if row.step or row.scheme in BASES else ""
             print(f"| {row.outliers} | {ABOUT[row.scheme]} | {step} | {row.added:+.4f} | {share} |", flush=True)
     if options.json:
-        made = {"date": today, "versions": versions, "step": options.step, "rows": [asdict(row) for row in rows]}
+        made = {"about": about, "step": options.step, "rows": [asdict(row) for row in rows]}
         options.json.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
 
 

@@ -10,28 +10,23 @@ with outliers that `samples/code_lm/outliers.py` makes of it, which compute the 
 """
 
 import argparse
-import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from subprocess import DEVNULL
 
-import numpy as np
 import onnxruntime
+from language_model import CALIBRATION, MODEL, heldout, nll, with_outliers
 
 import onnxq
 from onnxq.analysis.spikes import skip_rules
 from onnxq.recipes import Recipe, load_recipe, parse_recipe
 
-SAMPLES = Path(__file__).parents[1] / "samples"
-LANGUAGE, DIGITS = SAMPLES / "code_lm", SAMPLES / "digits"
-WINDOW = 256
+DIGITS = Path(__file__).parents[1] / "samples" / "digits"
 _BYTES = "{format: uint8, symmetric: false, range: mse}"
 _WITHOUT_SPIKES = "w8a8 and what onnxq sensitivity --view spikes exempts"
 _FP6 = "[fp6_e2m3, fp6_e3m2]"
+_MX = "format: fp4_e2m1, granularity: group, group_size: 32, scale: e8m0"
 
 # By what the tables call them: rows of the digits models, rows of the language model.
 VISION: Mapping[str, str] = {
@@ -51,6 +46,14 @@ TEXT: Mapping[str, str] = {
     "W6A6 FP, the preset `w6a6-fp`": "w6a6-fp",
     "W4A4 FP, `rtn`, no shift": "weight: {format: fp4_e2m1}, activation: {format: fp4_e2m1, range: mse}",
     "W4A4 FP, the preset `w4a4-fp`": "w4a4-fp",
+    "W4A4 INT4 per token, `gptq`": (
+        "weight: {format: int4, method: gptq}, activation: {format: int4, granularity: token}"
+    ),
+    "W4A4 MXFP4, `gptq`": f"weight: {{{_MX}, method: gptq}}, activation: {{{_MX}}}",
+    "W4A4 FP4 in groups of 16, `gptq`": (
+        "weight: {format: fp4_e2m1, granularity: group, group_size: 16, scale: e4m3, method: gptq}, "
+        "activation: {format: fp4_e2m1, granularity: group, group_size: 16}"
+    ),
 }
 
 
@@ -76,29 +79,21 @@ def accuracies(folder: Path) -> Iterator[tuple[str, list[float]]]:
 
 def changes(folder: Path, rows: Mapping[str, str], step: int, samples: int) -> Iterator[tuple[str, list[float]]]:
     """What each row adds to the loss of the language model, plain, with outlier channels and with spikes."""
-    tokens = np.load(LANGUAGE / "heldout.npy")
-    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
-    paths = [LANGUAGE / "model.onnx", *with_outliers(folder)]
+    tokens = heldout(step)
+    paths = [MODEL, with_outliers(folder / "channels.onnx", spikes=False)]
+    paths.append(with_outliers(folder / "spikes.onnx", spikes=True))
 
     def loss(path: Path) -> float:
-        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW).value)
+        return nll(path, tokens, accuracy_level=None)
 
     exact = [loss(path) for path in paths]
     for name, text in rows.items():
         row = []
         for path, before in zip(paths, exact, strict=True):
-            output, data = folder / "text.onnx", onnxq.Calibration(LANGUAGE / "calibration.npy", samples=samples)
+            output, data = folder / "text.onnx", onnxq.Calibration(CALIBRATION, samples=samples)
             onnxq.quantize(path, recipe_of(text, path, data), output=output, calibration=data, force=True)
             row.append(loss(output) - before)
         yield name, row
-
-
-def with_outliers(folder: Path) -> list[Path]:
-    """The models with outlier channels, and with spikes."""
-    made = {folder / "channels.onnx": [], folder / "spikes.onnx": ["--spikes"]}
-    for path, options in made.items():
-        subprocess.run([sys.executable, str(LANGUAGE / "outliers.py"), str(path), *options], check=True, stdout=DEVNULL)
-    return list(made)
 
 
 def main() -> None:
@@ -120,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -25,11 +25,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from language_model import CALIBRATION, MODEL, WINDOW, dated, heading, heldout, nll
 
 import onnxq
 from onnxq.analysis.allocation import spread
@@ -43,14 +42,10 @@ from onnxq.recipes import Recipe, Rule
 from onnxq.recipes.rungs import LADDER, rung
 from onnxq.runtime.session import run, session
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
-MODEL, DATA, HELDOUT = SAMPLE / "model.onnx", SAMPLE / "calibration.npy", SAMPLE / "heldout.npy"
-WINDOW = 256
 # One format for all, from somewhat fewer to somewhat more bits than the budget; fp32 scales as presets have them.
 UNIFORM = ("int3-g128", "int3-g128, fp32 scales", "int3-g64", "int3-g32")
 # A single format is compared with the allocation if it takes as many bits, or more by up to this.
 _NEAR_BITS = 0.1
-_FLOAT_ACTIVATIONS = 1
 
 
 @dataclass(frozen=True)
@@ -78,25 +73,15 @@ def uniform(name: str, method: str) -> Recipe:
     return Recipe(name=name, rules=tuple(Rule(weight=spec) for spec in specs))
 
 
-def heldout(step: int) -> np.ndarray:
-    """Every n-th window of the held-out tokens."""
-    tokens = np.load(HELDOUT)
-    return tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
-
-
 def quantized(recipes: dict[str, Recipe], tokens: np.ndarray, samples: int, folder: Path) -> Iterator[Row]:
     """Convert the model by each recipe, layer by layer as `onnxq quantize --calib` does, and measure it."""
-
-    def nll(path: Path) -> float:
-        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value)
-
-    exact = nll(MODEL)
+    exact = nll(MODEL, tokens)
     for name, recipe in recipes.items():
-        data = onnxq.Calibration(DATA, samples=samples)
+        data = onnxq.Calibration(CALIBRATION, samples=samples)
         report = onnxq.quantize(MODEL, recipe, output=folder / "q.onnx", force=True, calibration=data)
         stored = sum(each.result_bytes for each in report.quantized)
         elements = sum(math.prod(each.shape) for each in report.quantized)
-        yield Row(name, 8 * stored / elements, nll(folder / "q.onnx") - exact)
+        yield Row(name, 8 * stored / elements, nll(folder / "q.onnx", tokens) - exact)
 
 
 def random_assignments(layers: Layers, tokens: np.ndarray, count: int, seed: int) -> list[tuple[float, float]]:
@@ -129,7 +114,7 @@ def sqnr_as_guide(layers: Layers) -> tuple[float, float]:
 
 def speed(lab: Laboratory, variants: int) -> tuple[float, float]:
     """Seconds for a variant on one window of 64 tokens: in one session, and when the model is loaded for each."""
-    tokens = np.load(DATA)[:64].astype(np.int64)[None]
+    tokens = np.load(CALIBRATION)[:64].astype(np.int64)[None]
     weights = [(weight, weight.read() * np.float16(0.9)) for weight in lab.weights if weight.role == "linear"]
     weights = [pair for pair in weights if pair[0].obstacle is None][:variants]
     started = time.perf_counter()
@@ -150,7 +135,8 @@ def speed(lab: Laboratory, variants: int) -> tuple[float, float]:
 def small_harm_more(limit: int, sqnr_db: float) -> tuple[int, int]:
     """On how many layers noise on small weights harms more than on large ones, of how many."""
     kinds = [
-        onnxq.perturb(MODEL, DATA, kind=kind, sqnr_db=sqnr_db, limit=limit) for kind in ("inverse", "proportional")
+        onnxq.perturb(MODEL, CALIBRATION, kind=kind, sqnr_db=sqnr_db, limit=limit)
+        for kind in ("inverse", "proportional")
     ]
     pairs = [(a.weight_kl, b.weight_kl) for a, b in zip(*(each.layers for each in kinds), strict=True)]
     return sum(a > b for a, b in pairs), len(pairs)
@@ -169,14 +155,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the random assignments")
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
-    versions = {name: version(name) for name in ("onnxruntime", "numpy")}
-    today = datetime.now(UTC).date().isoformat()
-    print(f"{today}, " + ", ".join(f"{name} {each}" for name, each in versions.items()), flush=True)
+    about = dated()
+    print(heading(about), flush=True)
     tokens = heldout(options.step)
-    calibration = onnxq.Calibration(DATA, samples=options.samples)
+    calibration = onnxq.Calibration(CALIBRATION, samples=options.samples)
     formats = options.formats.split(",")
     with (
-        laboratory(MODEL, DATA, formats, method=options.method, calibration=calibration, limit=options.limit) as lab,
+        laboratory(
+            MODEL, CALIBRATION, formats, method=options.method, calibration=calibration, limit=options.limit
+        ) as lab,
         tempfile.TemporaryDirectory() as folder,
     ):
         layers = Layers(lab)
@@ -196,15 +183,17 @@ def main() -> None:
             rows.append(row)
             print(f"| {row.name} | {row.bits:.3f} | +{row.change:.4f} |", flush=True)
     near = [row for row in rows[1:] if rows[0].bits <= row.bits <= rows[0].bits + _NEAR_BITS]
-    best = min(near, key=lambda row: row.change)
-    share = 1 - rows[0].change / best.change
-    print(f"\nof what {best.name} loses with {best.bits:.3f} bits, {share:.1%} is taken back")
+    best = min(near, key=lambda row: row.change, default=None)
+    share = 1 - rows[0].change / best.change if best else None
+    if best:
+        print(f"\nof what {best.name} loses with {best.bits:.3f} bits, {share:.1%} is taken back")
+    else:
+        print("\nno single format takes as many bits")
     worse, layers_count = small_harm_more(options.limit // 4 or 1, 20.0)
     print(f"noise on small weights harms more on {worse} of {layers_count} layers")
     if options.json:
         made = {
-            "date": today,
-            "versions": versions,
+            "about": about,
             "rows": [asdict(row) for row in rows],
             "share": share,
             "spearman": order,

@@ -13,19 +13,17 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
+
+from language_model import CALIBRATION, FLOAT_ACTIVATIONS, HELDOUT, MODEL, dated, heading
 
 import onnxq
 from onnxq.recipes.rungs import rung
 
-SAMPLES = Path(__file__).parents[1] / "samples"
-LM, DIGITS = SAMPLES / "code_lm", SAMPLES / "digits"
+DIGITS = Path(__file__).parents[1] / "samples" / "digits"
 # From many bits to few, rounded to nearest and by GPTQ.
 FORMATS = {"8": "int8", "6": "fp6", "4": "int4-g32", "3": "int3-g32", "2": "int2-g32"}
 METHODS = ("rtn", "gptq")
-_FLOAT_ACTIVATIONS = 1
 
 
 def variants(model: Path, data: Path, folder: Path) -> Iterator[tuple[str, str, Path]]:
@@ -45,21 +43,18 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="windows of held-out tokens, and test images; by default all")
     parser.add_argument("--strength", type=float, default=0.1, help="of noise and attacks, as a share of the range")
     options = parser.parse_args()
-    versions = {name: version(name) for name in ("onnxruntime", "numpy")}
-    print(f"{datetime.now(UTC).date().isoformat()}, " + ", ".join(f"{name} {each}" for name, each in versions.items()))
+    print(heading(dated()))
     with tempfile.TemporaryDirectory() as folder:
         print("\n| bits | weights | next token | copying |\n| --- | --- | --- | --- |", flush=True)
-        for bits, name, path in variants(LM / "model.onnx", LM / "calibration.npy", Path(folder)):
-            can = onnxq.abilities(
-                path, LM / "heldout.npy", limit=options.limit, accuracy_level=_FLOAT_ACTIVATIONS, prompts=64
-            )
+        for bits, name, path in variants(MODEL, CALIBRATION, Path(folder)):
+            can = onnxq.abilities(path, HELDOUT, limit=options.limit, accuracy_level=FLOAT_ACTIVATIONS, prompts=64)
             print(f"| {bits} | {name} | {can.next_token:.1%} | {can.copying:.1%} |".replace("%", " %"), flush=True)
         for kind in ("resnet", "vit"):
             print(f"\n| bits | weights of {kind} | clean | noise | attacked |\n|{' --- |' * 5}", flush=True)
             source = DIGITS / f"{kind}.onnx"
             made = onnxq.attack(source, DIGITS / "test.npz", strength=options.strength, limit=options.limit)
             for bits, name, path in variants(source, DIGITS / "calibration.npz", Path(folder)):
-                found = onnxq.robustness(path, made, accuracy_level=_FLOAT_ACTIVATIONS)
+                found = onnxq.robustness(path, made, accuracy_level=FLOAT_ACTIVATIONS)
                 shares = " | ".join(f"{each:.1%}" for each in (found.clean, found.noise, found.attacked))
                 print(f"| {bits} | {name} | {shares} |".replace("%", " %"), flush=True)
 

@@ -16,26 +16,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from language_model import CALIBRATION, FLOAT_ACTIVATIONS, MODEL, WINDOW, heldout
 
 import onnxq
 from onnxq.analysis.divergence import Divergence, Reference, Sums
 
-SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
-MODEL = SAMPLE / "model.onnx"
-WINDOW, BATCH = 256, 8
-_FLOAT_ACTIVATIONS = 1
+BATCH = 8
 
 
 def batches(limit: int | None) -> Iterator[np.ndarray]:
     """Held-out tokens, [windows, tokens]."""
-    tokens = np.load(SAMPLE / "heldout.npy").astype(np.int64)
-    windows = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[:limit]
+    windows = heldout().astype(np.int64).reshape(-1, WINDOW)[:limit]
     yield from (windows[at : at + BATCH] for at in range(0, len(windows), BATCH))
 
 
 def scores(path: Path, limit: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Logits and the tokens that came, batch by batch."""
-    session = onnxq.session(path, accuracy_level=_FLOAT_ACTIVATIONS)
+    session = onnxq.session(path, accuracy_level=FLOAT_ACTIVATIONS)
     for tokens in batches(limit):
         (logits,) = session.run(None, {"input_ids": tokens})
         yield logits[:, :-1], tokens[:, 1:]
@@ -56,7 +53,7 @@ def main() -> None:
     parser.add_argument("--shifts", default="0", help="tokens of the calibration text that are moved to its end")
     parser.add_argument("--limit", type=int, help="held-out windows; by default all 320")
     options = parser.parse_args()
-    text = np.load(SAMPLE / "calibration.npy")
+    text = np.load(CALIBRATION)
     with tempfile.TemporaryDirectory() as folder:
         reference, data, output = Reference(Path(folder)), Path(folder, "text.npy"), Path(folder, "quantized.onnx")
         for logits, targets in scores(MODEL, options.limit):

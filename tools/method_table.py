@@ -19,21 +19,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
+from language_model import CALIBRATION, MODEL, dated, heading, heldout, nll
 
 import onnxq
 from onnxq.api import calibrate
 from onnxq.recipes import Recipe, parse_recipe
 from onnxq.statistics.calibration import Calibration
-
-SAMPLE = Path(__file__).parents[1] / "samples" / "code_lm"
-MODEL = SAMPLE / "model.onnx"
-WINDOW = 256
-_FLOAT_ACTIVATIONS = 1
 
 # What a spec says beside the method. A search of formats goes over all of the width.
 FORMATS = {
@@ -139,16 +132,11 @@ def recipe_of(row: str, column: str) -> Recipe | None:
 
 def measure(rows: Sequence[str], columns: Sequence[str], samples: int, step: int, folder: Path) -> Iterator[Cell]:
     """Cells row by row; rounding to nearest comes first in each."""
-    tokens = np.load(SAMPLE / "heldout.npy")
-    tokens = tokens[: len(tokens) // WINDOW * WINDOW].reshape(-1, WINDOW)[::step].ravel()
-    data = Calibration(SAMPLE / "calibration.npy", samples=samples)
+    tokens, data = heldout(step), Calibration(CALIBRATION, samples=samples)
     statistics, output = folder / "statistics.safetensors", folder / "quantized.onnx"
     calibrate(MODEL, data, output=statistics)
 
-    def nll(path: Path) -> float:
-        return math.log(onnxq.evaluate(path, tokens=tokens, sequence=WINDOW, accuracy_level=_FLOAT_ACTIVATIONS).value)
-
-    exact = nll(MODEL)
+    exact = nll(MODEL, tokens)
     for row in rows:
         lost = math.nan
         for column in dict.fromkeys(["rtn", *columns]):
@@ -161,7 +149,7 @@ def measure(rows: Sequence[str], columns: Sequence[str], samples: int, step: int
             started = time.perf_counter()
             onnxq.quantize(MODEL, recipe, output=output, force=True, **given)
             seconds = time.perf_counter() - started
-            found = nll(output)
+            found = nll(output, tokens)
             lost = found - exact if column == "rtn" else lost
             yield Cell(row, column, found, math.expm1(found - exact), 1 - (found - exact) / lost, seconds)
 
@@ -187,8 +175,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results there")
     options = parser.parse_args()
     columns = list(dict.fromkeys(["rtn", *options.methods.split(";")]))
-    today, versions = datetime.now(UTC).date().isoformat(), {name: version(name) for name in ("onnxruntime", "numpy")}
-    print(f"{today}, " + ", ".join(f"{name} {each}" for name, each in versions.items()))
+    about = dated()
+    print(heading(about))
     print(f"\n| format | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}", flush=True)
     cells: list[Cell] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +187,7 @@ def main() -> None:
             cells.extend(found.values())
             print(f"| {row} | {' | '.join(text(found.get(column)) for column in columns)} |", flush=True)
     if options.json:
-        made = {"date": today, "versions": versions, "step": options.step, "cells": [asdict(cell) for cell in cells]}
+        made = {"about": about, "step": options.step, "cells": [asdict(cell) for cell in cells]}
         options.json.write_text(json.dumps(made, indent=1) + "\n", "utf-8")
 
 

@@ -115,10 +115,8 @@ void dequantize(const Dequantize& job, int64_t task) {
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
-
 }  // namespace
 
-const Kernels* const kAvx512Kernels = &kKernels;
+const Kernels kAvx512Kernels{"avx512", kStep, Isa::kFewRows, matmul, finish, dequantize, nullptr};
 
 }  // namespace onnxq

@@ -16,12 +16,25 @@ struct Format {
   int mantissa_bits;  // of a minifloat
   float scale;        // a minifloat is (its bits moved to the exponent and mantissa of a float16) * scale
   float values[256];  // of codes 0 ... 2^bits - 1
+  float int8_unit = 0;  // all values are multiples of it, by at most 64, and so fit bytes; 0 where there is none
 
   constexpr bool is_integer() const { return kind == FormatKind::kSigned || kind == FormatKind::kUnsigned; }
 };
 
 // Bytes of `count` codes, side by side without gaps, least significant bit first.
 inline uint64_t packed_bytes(uint64_t count, int bits) { return (count * static_cast<uint64_t>(bits) + 7) / 8; }
+
+// The smallest value, where the largest is at most 64 times as much; 0 too where codes have more bits than instructions
+// take apart.
+constexpr float find_int8_unit(const float* values, int bits) {
+  if (bits > 6) return 0;
+  float unit = 64, largest = 0;
+  for (int code = 0; code < 1 << bits; ++code) {
+    if (values[code] > 0 && values[code] < unit) unit = values[code];
+    if (values[code] > largest) largest = values[code];
+  }
+  return largest <= 64 * unit ? unit : 0;
+}
 
 constexpr float power_of_two(int exponent) {
   float result = 1;
@@ -46,6 +59,7 @@ constexpr Format minifloat(const char* name, int exponent_bits, int mantissa_bit
     made.values[code] = value;
     made.values[code + half] = -value;
   }
+  made.int8_unit = find_int8_unit(made.values, bits);
   return made;
 }
 
@@ -55,6 +69,7 @@ constexpr Format integer(const char* name, int bits, bool is_signed) {
   for (int code = 0; code < count; ++code) {
     made.values[code] = static_cast<float>(is_signed && code >= count / 2 ? code - count : code);
   }
+  made.int8_unit = find_int8_unit(made.values, bits);
   return made;
 }
 
@@ -79,19 +94,6 @@ constexpr Format normal_float4() {
   Format made{"NF4", FormatKind::kTable, 4, 0, 1, {}};
   for (int code = 0; code < 16; ++code) made.values[code] = levels[code];
   return made;
-}
-
-// Of what all values are multiples, by at most 64, so that they are bytes; 0 where there is no such number, or where codes
-// have more bits than instructions take apart.
-constexpr float int8_unit(const Format& format) {
-  if (format.kind == FormatKind::kTable || format.bits > 6) return 0;
-  float unit = 64, largest = 0;
-  for (int code = 0; code < 1 << format.bits; ++code) {
-    const float value = format.values[code];
-    if (value > 0 && value < unit) unit = value;
-    if (value > largest) largest = value;
-  }
-  return largest <= 64 * unit ? unit : 0;
 }
 
 // All formats with native operators.

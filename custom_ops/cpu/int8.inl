@@ -1,105 +1,84 @@
-// Products with activations that are rounded to int8; included by vbmi.cc.
+// Products with activations that are rounded to int8; included by the instruction sets that make them faster.
 //
-// Each value of the weight is an integer times the unit of its format. vpdpbusd multiplies four rows of the weight, as
-// unsigned bytes (the integer plus kByteOffset), with four activations and adds all four products to a 32-bit lane. What
-// the offset adds is taken off again: it is the same for all columns.
+// Each value of the weight is an integer times the unit of its format. `Dot::add` multiplies four rows of the weight,
+// as unsigned bytes (the integer plus kByteOffset), with four activations and adds all four products to a 32-bit lane.
+// What the offset adds is taken off again: it is the same for all columns.
+//
+// A decoder for this reads a step of columns of a row (`row_codes`), and makes four vectors of bytes of four such rows
+// (`interleave`): byte b of lane l of vector v is row b of column kLanes v + l.
 
 constexpr int kByteOffset = 64;
 
-// Adds the products of four unsigned bytes of `a` with four signed bytes of `b` to each lane. GCC 12 surrounds its own
-// _mm512_dpbusd_epi32 with copies.
-ONNXQ_INLINE __m512i add_dot(__m512i sum, __m512i a, __m512i b) {
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
-  return sum;
+// What stands for a code below 64 in such products; those of a format with fewer repeat.
+uint8_t byte_of_code(const Format& format, int code) {
+  const float value = format.values[code & ((1 << format.bits) - 1)];
+  return static_cast<uint8_t>(static_cast<int>(value / format.int8_unit) + kByteOffset);
 }
 
-class ByteDecoder : public PairDecoder {
- public:
-  ByteDecoder(const Format& format, const uint8_t* packed, uint64_t size) : PairDecoder(format, packed, size) {
-    alignas(64) uint8_t bytes[64];
-    const float unit = int8_unit(format);
-    for (int code = 0; code < 64; ++code) {
-      const float value = format.values[code & ((1 << format.bits) - 1)];
-      bytes[code] = static_cast<uint8_t>(static_cast<int>(value / unit) + kByteOffset);
-    }
-    bytes_ = _mm512_load_si512(bytes);
-  }
+template <class Decoder, class Dot>
+struct RoundedProduct : Product<Decoder> {
+  using Base = Product<Decoder>;
+  using Ints = typename Dot::Ints;
+  using Base::column, Base::columns, Base::decoder, Base::job, Base::row, Base::rows, Base::weight, Base::zero_decoder;
+  using typename Base::Mind;
 
+  // A step of columns of `count` rows, four vectors for four rows. A row past the last is another one: its activations
+  // are zero.
   template <bool Reach>
-  __m512i bytes(const Row& row, const uint8_t* at) const {
-    return _mm512_permutexvar_epi8(codes<Reach>(row, at), bytes_);
-  }
-
- private:
-  __m512i bytes_;
-};
-
-struct RoundedProduct : Product<ByteDecoder> {
-  static constexpr int kRows = 4;  // of activations that are multiplied at once
-
-  const float unit = int8_unit(*weight.format);
-
-  // A step of columns of `count` rows: byte b of lane l of vector 4 q + v is row 4 q + b of column 16 v + l. A row past the
-  // last is another one: its activations are zero.
-  template <bool Reach>
-  ONNXQ_NOINLINE void decode_quads(int64_t k, int64_t count, int64_t at, Ahead* ahead, __m512i* out) const {
-    const int64_t each = step_bytes<1>(), offset = at / 8 * weight.format->bits;
+  ONNXQ_NOINLINE void decode_quads(int64_t k, int64_t count, int64_t at, Ahead* ahead, Ints* out) const {
+    const int64_t each = this->template step_bytes<1>(), offset = at / 8 * weight.format->bits;
     Ahead next = *ahead;
-    Rows codes(*this, k);
+    typename Base::Rows codes(*this, k);
     for (int64_t i = 0; i < count; i += 4) {
-      __m512i row[4];
+      typename Decoder::RowCodes four[4];
       next.next(4 * each);
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
-        row[r] = decoder.bytes<Reach>(codes.now(), codes.now().bytes + offset);
+        four[r] = decoder.template row_codes<Reach>(codes.now(), codes.now().bytes + offset);
         if (i + r + 1 < count) codes.next();
       }
-      const __m512i front_low = _mm512_unpacklo_epi8(row[0], row[1]), front_high = _mm512_unpackhi_epi8(row[0], row[1]);
-      const __m512i back_low = _mm512_unpacklo_epi8(row[2], row[3]), back_high = _mm512_unpackhi_epi8(row[2], row[3]);
-      _mm512_store_si512(out + i, _mm512_unpacklo_epi16(front_low, back_low));
-      _mm512_store_si512(out + i + 1, _mm512_unpackhi_epi16(front_low, back_low));
-      _mm512_store_si512(out + i + 2, _mm512_unpacklo_epi16(front_high, back_high));
-      _mm512_store_si512(out + i + 3, _mm512_unpackhi_epi16(front_high, back_high));
+      decoder.interleave(four, out + i);
     }
     *ahead = next;
   }
 
   // Adds the products of R rows of activations from `top` on with a run of decoded weights to `total`, `width` apart.
   template <int R>
-  ONNXQ_NOINLINE void add_products(int64_t top, int64_t run, int64_t count, const __m512i* weights, const Group& group,
+  ONNXQ_NOINLINE void add_products(int64_t top, int64_t run, int64_t count, const Ints* weights, const Group& group,
                                    float* total, int64_t width) const {
     const int64_t runs = Rounded::runs(weight.K), first = (row + top) * runs + run;
     const int8_t* x = job.rounded.values + first * kRoundedRun;
-    __m512i sum[R][4];
+    Ints sum[R][4];
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
-      const __m512i start = _mm512_set1_epi32(-kByteOffset * job.rounded.sum[first + m * runs]);
+      const Ints start = Dot::set1(-kByteOffset * job.rounded.sum[first + m * runs]);
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) sum[m][v] = start;
     }
     for (int64_t i = 0; i < count; i += 4) {
-      __m512i factor[R];
+      Ints factor[R];
+#pragma GCC unroll 8
       for (int m = 0; m < R; ++m) {
         int32_t four;
         memcpy(&four, x + m * runs * kRoundedRun + i, sizeof four);
-        factor[m] = _mm512_set1_epi32(four);
+        factor[m] = Dot::set1(four);
       }
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
-        const __m512i values = _mm512_load_si512(weights + i + v);
+        const Ints values = weights[i + v];
 #pragma GCC unroll 8
-        for (int m = 0; m < R; ++m) sum[m][v] = add_dot(sum[m][v], values, factor[m]);
+        for (int m = 0; m < R; ++m) sum[m][v] = Dot::add(sum[m][v], values, factor[m]);
       }
     }
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
-      const Vec x_scale = Isa::set1(job.rounded.scale[first + m * runs] * unit);
-      const Vec x_sum = Isa::set1(static_cast<float>(job.rounded.sum[first + m * runs]));
+      const Vec x_scale = Isa::set1(job.rounded.scale[first + m * runs] * weight.format->int8_unit);
+      const Vec x_sum = Isa::set1(static_cast<float>(-job.rounded.sum[first + m * runs]));
 #pragma GCC unroll 4
       for (int v = 0; v < 4; ++v) {
-        Vec value = _mm512_cvtepi32_ps(sum[m][v]);
+        Vec value = Dot::to_floats(sum[m][v]);
         // Zero points are those of integers, whose unit is 1.
-        if (weight.zero_point) value = _mm512_fnmadd_ps(Isa::load(group.zero + v * kLanes), x_sum, value);
+        if (weight.zero_point) value = Isa::fmadd(Isa::load(group.zero + v * kLanes), x_sum, value);
         float* place = total + m * width + v * kLanes;
         const Vec scaled = Isa::mul(value, Isa::load(group.scale + v * kLanes));
         Isa::store(place, Isa::fmadd(scaled, x_scale, Isa::load(place)));
@@ -108,7 +87,7 @@ struct RoundedProduct : Product<ByteDecoder> {
   }
 
   template <int R>
-  void add_rows(int64_t height, int64_t top, int64_t run, int64_t count, const __m512i* weights, const Group& group,
+  void add_rows(int64_t height, int64_t top, int64_t run, int64_t count, const Ints* weights, const Group& group,
                 float* total, int64_t width) const {
     if constexpr (R > 1) {
       if (height < R) return add_rows<R - 1>(height, top, run, count, weights, group, total, width);
@@ -118,13 +97,13 @@ struct RoundedProduct : Product<ByteDecoder> {
 
   // Sums over rows `first` to `last` of the weight: `rows` of them, `width` apart.
   void sum_rows(int64_t first, int64_t last, float* total, int64_t width) const {
-    const int64_t padded = columns_padded(), tiles = (rows + kRows - 1) / kRows;
-    alignas(64) __m512i weights[kRoundedRun];
-    ask_for_run(first, last);
+    const int64_t padded = this->columns_padded(), tiles = (rows + Dot::kRows - 1) / Dot::kRows;
+    alignas(64) Ints weights[kRoundedRun];
+    this->ask_for_run(first, last);
     for (int64_t k = first; k < last; k += kRoundedRun) {
       const int64_t count = smaller(kRoundedRun, last - k), g = k / weight.block;
-      const bool reach = what_to_mind(k + count - 1, padded - kStep) != Mind::kZeroPointsAndEnd;
-      Ahead coming = ahead(k + kRoundedRun, last);
+      const bool reach = this->what_to_mind(k + count - 1, padded - kStep) != Mind::kZeroPointsAndEnd;
+      Ahead coming = this->ahead(k + kRoundedRun, last);
       for (int64_t at = 0; at < padded; at += kStep) {
         if (reach) {
           decode_quads<true>(k, count, at, &coming, weights);
@@ -133,11 +112,11 @@ struct RoundedProduct : Product<ByteDecoder> {
         }
         Group group;
         group.read(weight, zero_decoder, g, column + at, smaller(kStep, columns - at));
-        ask_for_scales(g + 1, at, kStep);
+        this->ask_for_scales(g + 1, at, kStep);
         for (int64_t t = 0; t < tiles; ++t) {
           const int64_t top = rows * t / tiles, below = rows * (t + 1) / tiles;
-          add_rows<kRows>(below - top, top, k / kRoundedRun, count, weights, group, total + top * width + at,
-                                   width);
+          add_rows<Dot::kRows>(below - top, top, k / kRoundedRun, count, weights, group, total + top * width + at,
+                               width);
         }
       }
     }
@@ -145,12 +124,12 @@ struct RoundedProduct : Product<ByteDecoder> {
 
   void run(int64_t part) const {
     alignas(64) float total[kMaxResults + 16 * kMaxRows];
-    const int64_t width = columns_padded() + 16;  // no power of two, as in many_rows
+    const int64_t width = this->columns_padded() + 16;  // no power of two, as in many_rows
     memset(total, 0, static_cast<size_t>(rows * width) * sizeof(float));
     const int64_t first = part * job.part_rows;
     sum_rows(first, job.parts ? smaller(first + job.part_rows, weight.K) : weight.K, total, width);
-    if (job.parts) return write_part(part, total, width);
-    write_results(total, width);
+    if (job.parts) return this->write_part(part, total, width);
+    this->write_results(total, width);
   }
 };
 
@@ -162,20 +141,26 @@ void round_row(const MatMul& job, int64_t m) {
   for (int64_t run = 0; run < runs; ++run) {
     alignas(64) float x[kRoundedRun] = {};
     to_floats(job.x, m * K + run * kRoundedRun, smaller(kRoundedRun, K - run * kRoundedRun), job.type, x);
-    const __m512 low = _mm512_load_ps(x), high = _mm512_load_ps(x + 16);
-    const __m512 magnitudes = _mm512_max_ps(_mm512_abs_ps(low), _mm512_abs_ps(high));
-    const __m512 zero = _mm512_setzero_ps();
-    const __m512 none = _mm512_fmadd_ps(zero, low, _mm512_mul_ps(zero, high));  // NaN where one is not finite
-    const float largest = _mm512_reduce_max_ps(magnitudes);
-    const __m512 factor = _mm512_set1_ps(largest >= kSmallest ? 127 / largest : 0);
-    const __mmask16 finite = _mm512_cmp_ps_mask(none, none, _CMP_ORD_Q);
-    const __m512i front = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, low, factor));
-    const __m512i back = _mm512_cvtps_epi32(_mm512_maskz_mul_ps(finite, high, factor));
+    uint32_t magnitude = 0;  // the largest, as bits: they are in the order of the numbers, infinity and NaN last
+    for (const float each : x) {
+      const uint32_t bits = bits_of_float(each) & 0x7fffffff;
+      magnitude = bits > magnitude ? bits : magnitude;
+    }
+    if (magnitude >= 0x7f800000) {
+      magnitude = 0x7fc00000;  // NaN
+      memset(x, 0, sizeof x);
+    }
+    const float largest = float_of_bits(magnitude);
+    const float factor = largest >= kSmallest ? 127 / largest : 0;
     const int64_t at = m * runs + run;
-    __m128i* to = reinterpret_cast<__m128i*>(job.rounded.values + at * kRoundedRun);
-    _mm_storeu_si128(to, _mm512_cvtsepi32_epi8(front));
-    _mm_storeu_si128(to + 1, _mm512_cvtsepi32_epi8(back));
-    job.rounded.scale[at] = largest / 127 + _mm512_reduce_add_ps(none);
-    job.rounded.sum[at] = _mm512_reduce_add_epi32(_mm512_add_epi32(front, back));
+    int8_t* to = job.rounded.values + at * kRoundedRun;
+    int32_t sum = 0;
+    for (int i = 0; i < kRoundedRun; ++i) {
+      const int32_t value = static_cast<int32_t>(rintf(x[i] * factor));
+      to[i] = static_cast<int8_t>(value);
+      sum += value;
+    }
+    job.rounded.scale[at] = largest / 127;
+    job.rounded.sum[at] = sum;
   }
 }

@@ -102,10 +102,11 @@ constexpr int64_t kMaxColumns = 4096;       // of a block
 constexpr int64_t kMaxRows = 128;           // of a block of results
 constexpr int64_t kMaxResults = 128 * 128;  // of a block of results
 
-// From the fastest to plain C++. Null where this build has none.
-extern const Kernels* const kVbmiKernels;
-extern const Kernels* const kAvx512Kernels;
-extern const Kernels* const kAvx2Kernels;
-extern const Kernels* const kPlainKernels;
+// From the fastest to plain C++; a build has those that its compiler knows.
+extern const Kernels kVbmiKernels;
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvxVnniKernels;
+extern const Kernels kAvx2Kernels;
+extern const Kernels kPlainKernels;
 
 }  // namespace onnxq

@@ -130,17 +130,16 @@ struct Product {
     for (int64_t i = 0; i < count; ++i, codes.next()) {
       const uint8_t* from = codes.now().bytes + offset;
       next.next(each);
-      Vec factor[R];
-      for (int m = 0; m < R; ++m) factor[m] = Isa::set1(x[m * stride + i]);
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         Vec values[4];
         decode_step<M>(codes.now(), from, s * kStep, group, values);
         from += one;
 #pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) {
+        for (int m = 0; m < R; ++m) {
+          const Vec factor = Isa::set1(x[m * stride + i]);
 #pragma GCC unroll 4
-          for (int m = 0; m < R; ++m) sum[m][4 * s + v] = Isa::fmadd(values[v], factor[m], sum[m][4 * s + v]);
+          for (int v = 0; v < 4; ++v) sum[m][4 * s + v] = Isa::fmadd(values[v], factor, sum[m][4 * s + v]);
         }
       }
     }

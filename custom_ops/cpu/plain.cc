@@ -53,11 +53,9 @@ struct Isa {
 
 #include "kernels.inl"
 
-constexpr Kernels kKernels{
-    "plain", kStep, Isa::kFewRows, matmul_with<TableDecoder>, finish, dequantize_with<TableDecoder>, nullptr};
-
 }  // namespace
 
-const Kernels* const kPlainKernels = &kKernels;
+const Kernels kPlainKernels{
+    "plain", kStep, Isa::kFewRows, matmul_with<TableDecoder>, finish, dequantize_with<TableDecoder>, nullptr};
 
 }  // namespace onnxq

@@ -1,6 +1,7 @@
 // AVX-512 with VBMI and VNNI (Ice Lake, Zen 4 and later): bytes are gathered, split into codes and looked up 64 at a time.
 #include <immintrin.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "half.h"
@@ -156,9 +157,50 @@ class QuadDecoder : public StreamDecoder<4> {
 
 #include "int8.inl"
 
+struct Dot {
+  using Ints = __m512i;
+  static constexpr int kRows = 4;  // of activations that are multiplied at once
+
+  static Ints set1(int32_t x) { return _mm512_set1_epi32(x); }
+  static Vec to_floats(Ints x) { return _mm512_cvtepi32_ps(x); }
+  // GCC 12 surrounds its own _mm512_dpbusd_epi32 with copies.
+  ONNXQ_INLINE static Ints add(Ints sum, Ints weights, Ints activations) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations));
+    return sum;
+  }
+};
+
+class ByteDecoder : public PairDecoder {
+ public:
+  using RowCodes = __m512i;  // bytes already
+
+  ByteDecoder(const Format& format, const uint8_t* packed, uint64_t size) : PairDecoder(format, packed, size) {
+    alignas(64) uint8_t bytes[64];
+    for (int code = 0; code < 64; ++code) bytes[code] = byte_of_code(format, code);
+    bytes_ = _mm512_load_si512(bytes);
+  }
+
+  template <bool Reach>
+  __m512i row_codes(const Row& row, const uint8_t* at) const {
+    return _mm512_permutexvar_epi8(codes<Reach>(row, at), bytes_);
+  }
+
+  void interleave(const __m512i (&row)[4], __m512i* out) const {
+    const __m512i front_low = _mm512_unpacklo_epi8(row[0], row[1]), front_high = _mm512_unpackhi_epi8(row[0], row[1]);
+    const __m512i back_low = _mm512_unpacklo_epi8(row[2], row[3]), back_high = _mm512_unpackhi_epi8(row[2], row[3]);
+    out[0] = _mm512_unpacklo_epi16(front_low, back_low);
+    out[1] = _mm512_unpackhi_epi16(front_low, back_low);
+    out[2] = _mm512_unpacklo_epi16(front_high, back_high);
+    out[3] = _mm512_unpackhi_epi16(front_high, back_high);
+  }
+
+ private:
+  __m512i bytes_;
+};
+
 void matmul(const MatMul& job, int64_t task) {
   const Format& format = *job.weight.format;
-  if (job.rounded.values) return run_task<RoundedProduct>(job, task);
+  if (job.rounded.values) return run_task<RoundedProduct<ByteDecoder, Dot>>(job, task);
   if (format.kind == FormatKind::kTable) return matmul_with<QuadDecoder>(job, task);
   if (format.bits <= 6) return matmul_with<PairDecoder>(job, task);
   matmul_with<TableDecoder>(job, task);
@@ -171,10 +213,8 @@ void dequantize(const Dequantize& job, int64_t task) {
   dequantize_with<TableDecoder>(job, task);
 }
 
-constexpr Kernels kKernels{"avx512vbmi", kStep, Isa::kFewRows, matmul, finish, dequantize, round_row};
-
 }  // namespace
 
-const Kernels* const kVbmiKernels = &kKernels;
+const Kernels kVbmiKernels{"avx512vbmi", kStep, Isa::kFewRows, matmul, finish, dequantize, round_row};
 
 }  // namespace onnxq

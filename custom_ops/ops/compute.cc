@@ -69,7 +69,7 @@ OrtStatus* run_in_parts(const Kernel& kernel, const OrtKernelContext* context, M
 // are integers times one number, and no block ends within a run of activations. One row alone would gain nothing.
 bool rounds(const Kernel& kernel, int64_t M) {
   const bool whole_runs = kernel.block_size % kRoundedRun == 0 || kernel.block_size == kernel.shape.dims[0];
-  return M > 1 && kernel.op->rounds && kernel.cpu->round_row && int8_unit(*kernel.op->format) > 0 && whole_runs;
+  return M > 1 && kernel.op->rounds && kernel.cpu->round_row && kernel.op->format->int8_unit > 0 && whole_runs;
 }
 
 struct RoundRun {

@@ -224,7 +224,7 @@ ONNXQ_EXPORT const char* OnnxqInstructionSet() {
 ONNXQ_EXPORT int OnnxqRounds(const char* format) {
   const onnxq::Kernels* kernels = onnxq::select_kernels();
   for (const onnxq::Format& each : onnxq::kFormats) {
-    if (strcmp(each.name, format) == 0) return kernels && kernels->round_row && onnxq::int8_unit(each) > 0;
+    if (strcmp(each.name, format) == 0) return kernels && kernels->round_row && each.int8_unit > 0;
   }
   return 0;
 }

@@ -19,7 +19,7 @@ from onnxq.model.load import Model
 from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.session import run, session
 from onnxq.runtime.source import checked
-from onnxq.statistics.data import Source, read
+from onnxq.statistics.data import Source, read_one
 from onnxq.statistics.feeds import token_feeds
 
 Progress = Callable[[int, int], None]
@@ -87,9 +87,9 @@ def abilities(
     """
     if sequence < 4 or prompts < 1:
         raise UsageError(f"copying needs sequences of 4 tokens and 1 prompt at least, not {sequence} and {prompts}")
-    text = read(tokens)
-    if isinstance(text, dict):
-        raise DataError("tokens are one array in a .npy file")
+    text = read_one(tokens, "tokens")
+    if not text.size:
+        raise DataError("there are no tokens to draw sequences from: the data is empty")
     rng, half = np.random.default_rng(seed), sequence // 2
     drawn = rng.choice(np.asarray(text).astype(np.int64).reshape(-1), (prompts, half))
     # A model of fixed length gets a token more where that is odd.
@@ -102,7 +102,7 @@ def abilities(
         found, seconds, done = [], 0.0, 0
         streams = [
             token_feeds(stream, inputs, sequence=sequence, batch=batch, limit=number)
-            for stream, number in ((np.asarray(text), limit), (repeated.reshape(-1), None))
+            for stream, number in ((text, limit), (repeated.reshape(-1), None))
         ]
         for feeds in streams:
             right = []

@@ -8,7 +8,7 @@ import numpy as np
 from onnxq.analysis.weights import OUTLIER_RATIO
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight
-from onnxq.passes.calibrate import Reading, reading_of
+from onnxq.passes.calibrate import Reading, readings_of
 from onnxq.statistics.cache import collected
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.requests import Request
@@ -52,10 +52,7 @@ def ranges_of(model: Model, weights: Sequence[Weight], calibration: Calibration)
         NonFiniteError: An activation is NaN or Inf.
         SessionError: Onnxruntime cannot load or run the model.
     """
-    readers: dict[Reading, list[Weight]] = {}
-    for weight in weights:
-        if (reading := reading_of(weight, model.ir.graph)) is not None:
-            readers.setdefault(reading, []).append(weight)
+    readers = readings_of(weights, model.ir.graph)
     requests: list[Request] = []
     for reading in readers:
         requests.append(reading.request("absmax", "min", "max", "histogram"))

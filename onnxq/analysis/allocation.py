@@ -1,5 +1,6 @@
 """Which weight in which format: the best use of a budget of bits, never worse than one format for all."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -100,6 +101,8 @@ def allocate(
     """
     if (bits is None) == (size_bytes is None):
         raise UsageError("give a budget: either bits for each element of the weights, or the size of the file")
+    if bits is not None and not math.isfinite(bits):
+        raise UsageError(f"bits is {bits}; a budget is a number of bits for each element, such as 4.5")
     loaded = model if isinstance(model, Model) else load(model)
     rules: tuple[Rule, ...] = ()
     if spike_limit is not None:

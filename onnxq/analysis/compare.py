@@ -1,24 +1,25 @@
 """How far two models are apart on the same data: at their outputs, and at each tensor both of them compute."""
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.analysis.agreement import Agreement, Outcomes, SampleDifference
+from onnxq.analysis.agreement import Outcomes
+from onnxq.analysis.comparison import Comparison, Difference
 from onnxq.analysis.distance import Distance
-from onnxq.analysis.execution import Execution, execution
+from onnxq.analysis.execution import execution
 from onnxq.errors import UsageError
 from onnxq.model.labels import module_of
 from onnxq.model.load import Model, load
 from onnxq.model.operators import operator_name
 from onnxq.model.probe import runnable
+from onnxq.model.scopes import subgraphs
 from onnxq.runtime.inputs import Input, inputs_of
 from onnxq.runtime.session import run, session
 from onnxq.statistics.data import Source, read
@@ -32,101 +33,8 @@ Progress = Callable[[int, int], None]
 
 # Tensors taken out of a model in one run: what is in memory is two of each, for one batch.
 _GROUP = 32
-# A quarter of the signal to noise ratio: one bit less.
-JUMP_DB = 6.0
 _Maker = tuple[str, str]
 _FLOATS = (None, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One tensor, in model b as against model a.
-
-    Attributes:
-        name: the value's name in both models.
-        operator: what computes it in model a.
-        module: the path of the module that this belongs to, as the exporter noted it; empty if it did not.
-        sqnr_db: signal to quantization noise, 10 log10(sum a² / sum (a-b)²); Inf where the two are equal.
-        cosine: cosine of the angle between the two; 0 where one is all zero and the other is not.
-        max_abs: the largest absolute difference.
-        nonfinite: elements that are NaN or Inf in one model and something else in the other; they count nowhere else.
-    """
-
-    name: str
-    operator: str
-    module: str
-    sqnr_db: float
-    cosine: float
-    max_abs: float
-    nonfinite: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON, which has no Inf: `sqnr_db` is null where there is no error or no signal."""
-        finite = math.isfinite(self.sqnr_db)
-        return {
-            "name": self.name,
-            "operator": self.operator,
-            "module": self.module,
-            "sqnr_db": self.sqnr_db if finite else None,
-            "equal": self.sqnr_db == math.inf and not self.nonfinite,
-            "cosine": self.cosine,
-            "max_abs": self.max_abs,
-            "nonfinite": self.nonfinite,
-        }
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Model b as against model a.
-
-    Attributes:
-        outputs: graph outputs that both have.
-        layers: tensors that both compute under the same name, in the order model a computes them.
-        skipped: tensors both have that could not be compared, with the reason.
-        samples: samples or windows of tokens run.
-        execution: how the weights of each ran.
-        agreements: how often both decide alike, for each output that holds scores.
-        worst_samples: the samples on which outputs differ most, the worst first.
-    """
-
-    outputs: tuple[Difference, ...]
-    layers: tuple[Difference, ...]
-    skipped: dict[str, str]
-    samples: int
-    execution: tuple[Execution, Execution]
-    agreements: tuple[Agreement, ...] = ()
-    worst_samples: tuple[SampleDifference, ...] = ()
-
-    def jump(self, least_db: float = JUMP_DB) -> tuple[Difference | None, Difference] | None:
-        """The first layer where the error jumps, behind the one that was the worst until then.
-
-        That is the first whose SQNR lies `least_db` or more under that of all layers before it, or that has NaN or Inf;
-        None where the error only grows little by little.
-        """
-        lowest: Difference | None = None
-        for layer in self.layers:
-            if layer.nonfinite or (lowest is not None and layer.sqnr_db <= lowest.sqnr_db - least_db):
-                return lowest, layer
-            if not math.isinf(layer.sqnr_db) and (lowest is None or layer.sqnr_db < lowest.sqnr_db):
-                lowest = layer
-        return None
-
-    def worst(self, count: int | None = None) -> list[Difference]:
-        """Layers with the lowest SQNR first; those that turned NaN or Inf before all others."""
-        return sorted(self.layers, key=lambda layer: (layer.nonfinite == 0, layer.sqnr_db))[:count]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "outputs": [each.to_dict() for each in self.outputs],
-            "layers": [each.to_dict() for each in self.layers],
-            "skipped": dict(self.skipped),
-            "samples": self.samples,
-            "execution": {"a": self.execution[0].to_dict(), "b": self.execution[1].to_dict()},
-            "agreements": [asdict(each) for each in self.agreements],
-            "worst_samples": [asdict(each) for each in self.worst_samples],
-            "jump": None if (jump := self.jump()) is None else jump[1].name,
-        }
 
 
 def compare(
@@ -193,15 +101,13 @@ def compare(
         for name, sums in distances.items()
         if not sums.problem
     }
+    ways = [execution(each, accuracy_level=accuracy_level) for each in models]
     return Comparison(
         outputs=tuple(found[name] for name in outputs if name in found),
         layers=tuple(found[name] for name in inner if name in found),
         skipped={name: sums.problem for name, sums in distances.items() if sums.problem},
         samples=samples,
-        execution=(
-            execution(models[0], accuracy_level=accuracy_level),
-            execution(models[1], accuracy_level=accuracy_level),
-        ),
+        execution=(ways[0], ways[1]),
         agreements=outcomes.agreements(),
         worst_samples=outcomes.worst(),
     )
@@ -264,8 +170,7 @@ def _makers(graph: ir.Graph) -> dict[str, _Maker]:
     varying = {id(value) for value in graph.inputs if value.const_value is None}
     makers = {}
     for node in graph:
-        subgraphs = any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())
-        if not subgraphs and not any(id(value) in varying for value in node.inputs):
+        if not subgraphs(node) and not any(id(value) in varying for value in node.inputs):
             continue
         varying.update(id(value) for value in node.outputs)
         for value in node.outputs:

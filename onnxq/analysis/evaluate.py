@@ -21,7 +21,7 @@ from onnxq.runtime.inputs import inputs_of, token_input
 from onnxq.runtime.scoring import CachedScorer
 from onnxq.runtime.session import CUDA, run, session
 from onnxq.runtime.source import checked
-from onnxq.statistics.data import Array, Source, read
+from onnxq.statistics.data import Array, Source, read_one
 from onnxq.statistics.feeds import Feed, Feeds, feeds_for, token_feeds
 
 if TYPE_CHECKING:
@@ -126,7 +126,8 @@ def evaluate(
         if data is not None:
             feeds = feeds_for(data, inputs, batch=batch, limit=limit)
             return _accuracy(opened, feeds, _labels(labels, feeds), how, progress)
-        feeds = token_feeds(_stream(tokens), inputs, sequence=sequence, batch=batch, limit=limit)
+        stream = read_one({} if tokens is None else tokens, "tokens")
+        feeds = token_feeds(stream, inputs, sequence=sequence, batch=batch, limit=limit)
         score = partial(_by_token, opened, loaded, sequence) if cached else partial(_at_once, opened)
         return _perplexity(opened, feeds, token_input(inputs).name, score, how, progress)
 
@@ -142,11 +143,13 @@ def _perplexity(
     logits = scores_output(opened.get_outputs(), (3,))
     nll, tokens, done, seconds = 0.0, 0, 0, 0.0
     for feed in feeds:
-        windows = feed.inputs[ids][: feed.rows].astype(np.int64)
+        # What fills up a batch that the model fixes is run too, and does not count.
+        run_windows = feed.inputs[ids].astype(np.int64)
+        windows = run_windows[: feed.rows]
         if isinstance(logits.shape[2], int):
             check_vocabulary(windows, logits.shape[2])
         start = time.perf_counter()
-        scores = score(logits.name, feed, windows)
+        scores = score(logits.name, feed, run_windows)
         seconds += time.perf_counter() - start
         check_vocabulary(windows, scores.shape[2])
         for row, window in zip(scores, windows, strict=False):
@@ -180,7 +183,8 @@ def _by_token(
     tensors = carried(inputs_of(opened, model), [each.name for each in opened.get_outputs()])
     if not tensors:
         raise UsageError("the model has no cache (past_key_values.N.key): it cannot be evaluated behind one")
-    vocabulary = next(each.shape[2] for each in opened.get_outputs() if each.name == output)
+    size = next(each.shape[2] for each in opened.get_outputs() if each.name == output)
+    vocabulary = size if isinstance(size, int) else None
     in_place = bool(grouped_attentions(model.ir.graph))
     scorer = CachedScorer(opened, tensors, vocabulary, capacity=sequence if in_place else None)
     steps = [scorer.scores(list(windows[:, :read])) for read in range(1, windows.shape[1])]
@@ -209,20 +213,11 @@ def _accuracy(
     return Evaluation("accuracy", right / done, None, 0, done, seconds, how)
 
 
-def _stream(tokens: Source | None) -> Array:
-    stream = read(tokens) if tokens is not None else {}
-    if isinstance(stream, dict):
-        raise DataError("tokens are one array in a .npy file; named arrays are given as data")
-    return stream
-
-
 def _labels(labels: Source | None, feeds: Feeds) -> Array:
     """[samples] class numbers."""
-    found = feeds.labels if labels is None else read(labels)
+    found = feeds.labels if labels is None else read_one(labels, "labels")
     if found is None:
         raise DataError("accuracy needs labels: give them, or an array 'labels' in the data")
-    if isinstance(found, dict):
-        raise DataError("labels are one array in a .npy file")
     if found.dtype.kind not in "iu" or found.size != len(found) or len(found) < feeds.samples:
         raise DataError(f"labels are one class number a sample ({feeds.samples}), not {found.dtype}{list(found.shape)}")
     return found.reshape(-1)

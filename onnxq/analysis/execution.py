@@ -1,16 +1,18 @@
 """How the weights of a model run in a session on the CPU, told from the graph without running it."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
 
 from onnxq.errors import number_of
+from onnxq.functions import DOMAIN
 from onnxq.model.constants import FLOAT_TYPES, trace
 from onnxq.model.load import Model, load
-from onnxq.model.operators import Operand, weight_operands
+from onnxq.model.operators import MICROSOFT, Operand, weight_operands
 from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
 from onnxq.passes.integers import integer_product
 from onnxq.runtime.cuda import device
@@ -21,7 +23,7 @@ from onnxq.runtime.session import INT8_LEVEL
 DEFAULT_ACCURACY_LEVEL = 4
 _PRODUCTS = ("MatMul", "Linear", "SwiGLU")
 # Operators that find the scales of rows, for others that round.
-_OF_ROWS = ("RowScale", "RowRange")
+_OF_ROWS = ("RowScale", "RowBinade", "RowRange")
 
 
 @dataclass(frozen=True)
@@ -97,20 +99,7 @@ class Execution:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {
-            "fused": [
-                {"bits": kind.bits, "accuracy_level": kind.accuracy_level, "count": kind.count} for kind in self.fused
-            ],
-            "native": dict(self.native),
-            "native_int8": dict(self.native_int8),
-            "functions": dict(self.functions),
-            "rounded": self.rounded,
-            "rotated": self.rotated,
-            "cached": self.cached,
-            "dequantized": self.dequantized,
-            "integer": self.integer,
-            "plain": self.plain,
-        }
+        return asdict(self) | {"fused": [asdict(kind) for kind in self.fused]}
 
 
 def execution(
@@ -140,18 +129,18 @@ def execution(
     rounding: Counter[str] = Counter()
     has_kernel = _with_kernels(cuda=cuda) if native else frozenset()
     for node in _inlined(loaded.ir).graph.all_nodes():
-        if node.domain == "onnxq" and node.op_type.startswith("QuantizeDequantize"):
+        if node.domain == DOMAIN and node.op_type.startswith("QuantizeDequantize"):
             ways["rounded"] += 1
-        elif node.domain == "onnxq" and node.op_type == "Hadamard":
+        elif node.domain == DOMAIN and node.op_type == "Hadamard":
             ways["rotated"] += 1
-        elif node.domain == "onnxq" and node.op_type.startswith("Cache"):
+        elif node.domain == DOMAIN and node.op_type.startswith("Cache"):
             # The others of its kind prepare what it reads in the next run.
             ways["cached"] += node.op_type.startswith("CacheDequantize")
-        elif node.domain == "onnxq":
+        elif node.domain == DOMAIN:
             (kernels if node.op_type in has_kernel else functions)[node.op_type] += not _is_part(node)
             if node.op_type in has_kernel and accuracy_level == INT8_LEVEL and not cuda:
                 rounding[node.op_type] += _rounds(node)
-        elif node.domain == "com.microsoft" and node.op_type == "MatMulNBits":
+        elif node.domain == MICROSOFT and node.op_type == "MatMulNBits":
             fused[node.attributes.get_int("bits", 4), node.attributes.get_int("accuracy_level", 0)] += 1
         elif bits := fused_bits(node):
             fused[bits, level] += 1
@@ -190,7 +179,7 @@ def _is_part(node: ir.Node) -> bool:
         # A factor may come between, to clip.
         return True
     users = [use.node for value in node.outputs for use in value.uses()]
-    return bool(users) and all(user.domain == "onnxq" for user in users)
+    return bool(users) and all(user.domain == DOMAIN for user in users)
 
 
 def _way(node: ir.Node) -> list[str]:
@@ -218,13 +207,11 @@ def _is_float_weight(node: ir.Node, operand: Operand) -> bool:
 
 def _inlined(model: ir.Model) -> ir.Model:
     """The model with all functions but onnxq's written out, as onnxruntime does at load; tensors are not copied."""
-    if all(domain == "onnxq" for domain, _, _ in model.functions):
+    if all(domain == DOMAIN for domain, _, _ in model.functions):
         return model
-    from onnx_ir.passes.common import InlinePass
-
     copy = model.clone()
     # onnxruntime reads a function with the versions that the main graph imports; the pass insists that they are equal.
     for function in copy.functions.values():
         shared = function.opset_imports.keys() & copy.graph.opset_imports.keys()
         function.opset_imports.update({domain: copy.graph.opset_imports[domain] for domain in shared})
-    return InlinePass(criteria=lambda function: function.domain != "onnxq")(copy).model
+    return InlinePass(criteria=lambda function: function.domain != DOMAIN)(copy).model

@@ -57,7 +57,8 @@ class Inspection:
 
     def mean_sqnr_db(self) -> dict[str, float]:
         """For each recipe the ratio over all weights that can be quantized, each weight's noise relative to itself."""
-        return {name: mean for name in RECIPES if (mean := _mean_db([each.sqnr_db for each in self.weights], name))}
+        means = {name: _mean_db([each.sqnr_db for each in self.weights], name) for name in RECIPES}
+        return {name: mean for name, mean in means.items() if mean is not None}
 
     def granularity_db(self) -> dict[str, dict[str, float]]:
         """The same for each format with each granularity, over the weights that can have it."""
@@ -65,7 +66,7 @@ class Inspection:
             kind: {
                 name: mean
                 for name in GRANULARITIES
-                if (mean := _mean_db([each.granularity_db.get(kind, {}) for each in self.weights], name))
+                if (mean := _mean_db([each.granularity_db.get(kind, {}) for each in self.weights], name)) is not None
             }
             for kind in (FORMATS if any(each.granularity_db for each in self.weights) else ())
         }

@@ -1,6 +1,5 @@
 """A model on the bench: loaded once, with plans and data, to judge what quantizing one weight alone does."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from onnxq.analysis.swapping import Swapping
 from onnxq.analysis.trial import Trial, trial
 from onnxq.errors import UsageError
 from onnxq.methods.solution import Solution
-from onnxq.methods.solve import SOLVERS
 from onnxq.model.load import Model, load
 from onnxq.model.named import Named
 from onnxq.model.sites import Weight
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.candidates import solve_each, statistics_of
 from onnxq.passes.plan import Plan, make_plan
 from onnxq.passes.selection import Selection
@@ -99,7 +98,7 @@ class Laboratory:
             self.plans,
             self.weights,
             self.statistics,
-            non_finite=self.recipes[0].non_finite,
+            policies=[recipe.non_finite for recipe in self.recipes],
             threads=threads,
         )
         for done, (at, number, solution) in enumerate(solved):
@@ -153,12 +152,10 @@ def laboratory(
     plans, weights = tuple(plan for plan, _ in made), tuple(made[0][1])
     # Each plan comes with weights of its own; those of the first stand for all.
     concerned = [weight for at, weight in enumerate(weights) if any(plan.decisions[at].spec for plan in plans)]
-    looking = any(SOLVERS[each.spec.method].hessian != "no" for plan in plans for each in plan if each.spec)
-    if looking and calibration is None:
-        calibration = Calibration(data, sequence=sequence, providers=providers)
-    statistics = statistics_of(loaded, plans, weights, calibration) if looking else None
+    seen_on = calibration or Calibration(data, sequence=sequence, providers=providers)
+    statistics = statistics_of(loaded, plans, weights, seen_on)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
+        folder = stack.enter_context(temporary_folder())
         swapping = Swapping(loaded, concerned, stack, providers=providers, threads=threads)
         judge = trial(swapping, data, folder, sequence=sequence, batch=batch, limit=limit)
         yield Laboratory(loaded, chosen, plans, weights, judge, statistics, swapping, folder)

@@ -1,6 +1,6 @@
 """What each layer bears: noise of the same strength in its weight, or in its input, and nothing else changed."""
 
-import tempfile
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -19,6 +19,7 @@ from onnxq.model.load import Model, load
 from onnxq.model.named import Named
 from onnxq.model.overrides import Addend
 from onnxq.model.sites import Weight, find_weights
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.calibrate import reading_of
 from onnxq.statistics.data import Source
 
@@ -94,11 +95,13 @@ def perturb(
         progress: Named after each variant.
 
     Raises:
-        UsageError: There is no such kind of noise.
+        UsageError: There is no such kind of noise, or no such strength.
         DataError, NonFiniteError, SessionError: As `onnxq.sensitivity`.
     """
     if kind not in KINDS:
         raise UsageError(f"no noise '{kind}'; {nearest(kind, KINDS)}")
+    if not math.isfinite(sqnr_db):
+        raise UsageError(f"the strength of noise is a number in dB, such as 20, not {sqnr_db:g}")
     loaded = model if isinstance(model, Model) else load(model)
     weights = [weight for weight in find_weights(loaded.ir) if weight.obstacle is None and weight.size]
     inputs = _inputs(weights, loaded.ir.graph)
@@ -113,7 +116,7 @@ def perturb(
             progress(done, total, name)
 
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="onnxq-")))
+        folder = stack.enter_context(temporary_folder())
         swapping = Swapping(
             loaded,
             weights,

@@ -5,6 +5,7 @@ after quantization has to be measured with one and the same procedure. Here atta
 float one, and shown to others. Gradients come from forward runs alone, so any ONNX model can be attacked.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def attack(
         DataError: The model has several inputs, or the data does not fit it.
         SessionError: Onnxruntime cannot load or run the model.
     """
-    if strength <= 0 or queries < 2:
+    if not 0 < strength < math.inf or queries < 2:
         raise UsageError(f"an attack needs a positive strength and 2 queries at least, not {strength:g} and {queries}")
     _, opening = checked(model)
     with opening as source:
@@ -196,7 +197,13 @@ def _scorer(opened: "onnxruntime.InferenceSession") -> tuple[Scores, str]:
 
 
 def _margins(scores: NDArray[np.float32], label: int) -> NDArray[np.float32]:
-    """Log of the odds against a class, [samples]: it rises with the loss, and float32 tells it where the loss is 0."""
+    """Log of the odds against a class, [samples]: it rises with the loss, and float32 tells it where the loss is 0.
+
+    Raises:
+        DataError: The model has no such class.
+    """
+    if not 0 <= label < scores.shape[1]:
+        raise DataError(f"the data has label {label}, the model has {scores.shape[1]} classes")
     logs = log_probabilities(scores, probabilities=are_probabilities(scores))
     others = np.delete(logs, label, axis=1)
     highest = others.max(axis=1)

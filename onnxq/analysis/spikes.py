@@ -16,7 +16,7 @@ from onnxq.model.load import Model, load
 from onnxq.model.opset import opset_of
 from onnxq.model.sites import Weight, find_weights
 from onnxq.model.taps import Tap, tapped
-from onnxq.passes.calibrate import Reading, reading_of
+from onnxq.passes.calibrate import Reading, readings_of
 from onnxq.recipes import Match, Role, Rule
 from onnxq.runtime.session import run, session
 from onnxq.statistics.calibration import Calibration
@@ -67,10 +67,7 @@ def spikes(model: Model | str | Path, calibration: Calibration) -> tuple[Spike, 
         SessionError: Onnxruntime cannot load or run the model.
     """
     loaded = model if isinstance(model, Model) else load(model)
-    readers: dict[Reading, list[Weight]] = {}
-    for weight in find_weights(loaded.ir):
-        if (reading := reading_of(weight, loaded.ir.graph)) is not None:
-            readers.setdefault(reading, []).append(weight)
+    readers = readings_of(find_weights(loaded.ir), loaded.ir.graph)
     peaks = _peaks(loaded, list(readers), calibration)
     found = [_spike(reading, found, weights) for (reading, weights), found in zip(readers.items(), peaks, strict=True)]
     return tuple(sorted(found, key=lambda each: -each.kappa))

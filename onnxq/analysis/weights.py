@@ -225,7 +225,7 @@ def _survey(matrix: np.ndarray) -> tuple[_Columns, Spread]:
         channel_precision=float((high - low).mean(dtype=np.float64)) / (largest - smallest or 1.0),
         channels=a * c,
         inputs=k,
-        outlier_inputs=int(np.count_nonzero(inputs > OUTLIER_RATIO * float(np.median(inputs)))),
+        outlier_inputs=int(np.count_nonzero(inputs > OUTLIER_RATIO * float(np.median(inputs.astype(np.float64))))),
     )
     return _Columns(energy.reshape(-1), np.maximum(-low, high).reshape(-1)), spread
 

@@ -20,9 +20,14 @@ class _Stream(Console):
 
 def _stream(*, stderr: bool) -> Console:
     stream = _Stream(stderr=stderr, highlight=False, markup=False, emoji=False)
-    if not stream.is_terminal:
+    if not _is_terminal(stream):
         stream.width = _PIPE_WIDTH
     return stream
+
+
+def _is_terminal(stream: Console) -> bool:
+    """Whether somebody looks on; rich takes any stream for a terminal where FORCE_COLOR asks for colours in a log."""
+    return stream.file.isatty()
 
 
 def show(*parts: RenderableType) -> None:
@@ -64,7 +69,7 @@ def progress(label: str) -> Iterator[Advance]:
 
     stream = _stream(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stream, transient=True, disable=not stream.is_terminal) as bar:
+    with Progress(*columns, console=stream, transient=True, disable=not _is_terminal(stream)) as bar:
         task = bar.add_task(label, total=None)
 
         def advance(done: int, total: int, now: str | None = None) -> None:

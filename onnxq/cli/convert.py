@@ -25,11 +25,14 @@ from onnxq.cli.options import (
     provider_list,
 )
 from onnxq.errors import OutputError, UsageError
+from onnxq.model.replacing import check_ending
 
 if TYPE_CHECKING:
     from onnxq.recipes import Recipe
     from onnxq.report import Report
     from onnxq.report.findings import LayerLosses, Tradeoff
+
+_PAGES = (".html", ".htm")
 
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", metavar="OUT", help="The .onnx file to write.", show_default=False)
@@ -41,7 +44,7 @@ ReportFile = Annotated[
     typer.Option(
         "--report",
         metavar="FILE",
-        help="Write what was done to each weight: a page to look at where the name ends in .html, else JSON.",
+        help="Write what was done to each weight: a page to look at where the name ends in .html, JSON where in .json.",
         show_default=False,
     ),
 ]
@@ -198,10 +201,11 @@ def _check_report(path: Path, model: Path, output: Path, *, force: bool) -> None
         raise OutputError(f"--report '{path}': its folder does not exist; create it first")
     if path.is_dir() or (path.exists() and not force):
         raise OutputError(f"--report '{path}' exists; pass --force to replace a file")
+    check_ending(path, *_PAGES, ".json")
 
 
 def _is_page(report_file: Path | None) -> bool:
-    return report_file is not None and report_file.suffix.lower() in (".html", ".htm")
+    return report_file is not None and report_file.suffix.lower() in _PAGES
 
 
 def _findings(path: Path | None, report_file: Path | None) -> "tuple[LayerLosses, Tradeoff | None] | None":
@@ -221,7 +225,5 @@ def _write_report(report: "Report", path: Path, found: "tuple[LayerLosses, Trade
             report.write_html(path, losses=losses, tradeoff=tradeoff)
         else:
             report.write(path)
-    except OSError as error:
-        raise OutputError(
-            f"'{report.output}' is written, but not the report '{path}': {error.strerror or error}"
-        ) from error
+    except OutputError as error:
+        raise OutputError(f"'{report.output}' is written, but: {error}") from error

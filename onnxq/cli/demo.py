@@ -113,7 +113,7 @@ def _work_folder(keep: Path | None) -> Iterator[Path]:
 def _show_one(name: str, folder: Path, work: Path, full: bool, advance: Advance) -> Shown:
     from onnxq import api
     from onnxq.analysis.evaluate import evaluate
-    from onnxq.report.report import bits_each
+    from onnxq.report.contents import bits_each
     from onnxq.runtime.generate import generate
 
     path = folder / "model.onnx"

@@ -39,7 +39,7 @@ Via = Annotated[
     typer.Option(help="The exporter: optimum, or PyTorch's own; by default optimum if installed.", show_default=False),
 ]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that the folder brings.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace a folder that exists.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a folder that exists, of an earlier export.")]
 
 
 def export(
@@ -52,9 +52,9 @@ def export(
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Export a local Hugging Face folder to ONNX, a language model with its cache of keys and values.
+    r"""Export a local Hugging Face folder to ONNX, a language model with its cache of keys and values.
 
-    Needs pip install 'onnxq[export]'. Nothing is downloaded, and OUT appears complete or not at all.
+    Needs pip install 'onnxq\[export]'. Nothing is downloaded, and OUT appears complete or not at all.
     """
     from rich.text import Text
 

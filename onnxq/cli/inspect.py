@@ -71,7 +71,7 @@ def _rendered(found: "Inspection") -> "Iterator[RenderableType]":
     from rich.columns import Columns
     from rich.text import Text
 
-    from onnxq.report.report import tally
+    from onnxq.report.contents import tally
     from onnxq.report.text import counted, size_text
 
     opsets = ", ".join(f"{domain} {number}" for domain, number in found.opsets.items())

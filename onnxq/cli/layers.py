@@ -70,7 +70,9 @@ Formats = Annotated[
 MethodName = Annotated[
     str | None,
     typer.Option(
-        metavar="NAME", help="rtn, clip, search, hqq or gptq, in place of what the recipes say.", show_default=False
+        metavar="NAME",
+        help="rtn, clip, search, hqq, kmeans, gptq, erq or pb-llm, in place of what the recipes say.",
+        show_default=False,
     ),
 ]
 Calib = Annotated[
@@ -212,7 +214,7 @@ def allocate(
     if output is None:
         raise UsageError("where should the recipe go? give -o RECIPE.yaml")
     judged = _judged(data, calib)
-    check_file(output, force=force)
+    check_file(output, ".yaml", ".yml", force=force)
     with progress("allocating") as advance:
         found = choose(
             model,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from onnxq.analysis.abilities import Abilities
-    from onnxq.analysis.compare import Comparison, Difference
+    from onnxq.analysis.comparison import Comparison, Difference
     from onnxq.analysis.evaluate import Evaluation
     from onnxq.analysis.robustness import Robustness
 

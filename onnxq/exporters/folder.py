@@ -58,7 +58,7 @@ def export_folder(
         route: `optimum` for all it knows, or `torch` (PyTorch's own exporter); by default optimum where it is
             installed.
         trust_remote_code: run Python code that the folder brings; never by default.
-        force: replace an output that exists.
+        force: replace an output that exists, if it is an export or empty.
 
     Raises:
         ModelError: the folder is no model, or cannot be exported.
@@ -77,6 +77,8 @@ def export_folder(
         )
     _check_output(output, folder, force=force)
     require("torch", "transformers")
+    if route not in (None, "optimum", "torch"):
+        raise UsageError(f"route is '{route}'; valid: optimum, torch")
     if route is None:
         route = "optimum" if is_installed("optimum.exporters.onnx") else "torch"
     if route == "optimum":
@@ -99,6 +101,13 @@ def _check_output(output: Path, folder: Path, *, force: bool) -> None:
         raise OutputError(f"'{output}' exists; pass --force (force=True) to replace it")
     if output.exists() and not output.is_dir():
         raise OutputError(f"'{output}' is a file; an export is a folder")
+    if output.exists() and any(output.iterdir()) and not _is_export(output):
+        raise OutputError(f"'{output}' holds other things than an export, which would be lost; name another folder")
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether a folder is what an export leaves, with what was made of it since."""
+    return (folder / "config.json").is_file() and any(folder.glob("*.onnx"))
 
 
 @contextmanager

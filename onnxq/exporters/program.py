@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from onnxq.errors import ModelError
 from onnxq.exporters.surroundings import quiet, require
+from onnxq.model.check import reason_of
 from onnxq.model.load import Model
 from onnxq.model.save import stage
 from onnxq.model.scopes import nodes
@@ -71,7 +72,7 @@ def export(
                     verbose=False,
                 )
         except Exception as error:
-            raise ModelError(f"PyTorch {torch.__version__} cannot export the module: {_cause(error)}") from error
+            raise ModelError(f"PyTorch {torch.__version__} cannot export the module: {reason_of(error)}") from error
         finally:
             module.train(was_training)
         if program is None:
@@ -82,13 +83,6 @@ def export(
             if dims := (shapes or {}).get(value.name or ""):
                 value.shape = ir.Shape(dims)
         return staging.commit(Model(model, None, external=False, size_bytes=0))
-
-
-def _cause(error: BaseException) -> str:
-    """The innermost cause, in one line: PyTorch wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _strip_traces(model: ir.Model) -> None:

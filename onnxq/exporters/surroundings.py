@@ -6,10 +6,13 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from unittest.mock import patch
 
 from onnxq.errors import MissingExtraError
+
+logger = logging.getLogger(__name__)
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 
@@ -42,15 +45,20 @@ def offline() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No warnings and no log lines below errors while this lasts: exporters warn about what they trace."""
-    before = logging.root.manager.disable
+    """No warnings, no prints and no log lines below errors while this lasts.
+
+    Exporters warn about what they trace, and print whole graphs where they fail; what they printed is a log line.
+    """
+    before, printed = logging.root.manager.disable, StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(printed), redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(before)
+        if printed.getvalue():
+            logger.debug("%s", printed.getvalue())
 
 
 @contextmanager

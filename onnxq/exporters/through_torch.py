@@ -12,6 +12,8 @@ from onnxq.exporters.program import Shapes, export
 # Beside the weights, what a folder has that its user needs with the ONNX model too.
 _COMPANIONS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 _BATCH, _SEQUENCE, _PAST = 2, 3, 4
+# Of images for a model that takes any.
+_PIXELS = 224
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ def export_through_torch(
 
     if task not in _TASKS:
         raise UsageError(f"no task '{task}' without optimum: {nearest(task, _TASKS)}")
-    kind, example_of = _TASKS[task]
+    kind, example_of, module_of = _TASKS[task]
     try:
         model = getattr(transformers, kind).from_pretrained(
             str(folder),
@@ -50,12 +52,18 @@ def export_through_torch(
     except Exception as error:
         raise ModelError(f"transformers {transformers.__version__} cannot load '{folder}': {error}") from error
     model = model.eval()
-    example = example_of(model)
-    module = _with_past(model) if task == "text-generation-with-past" else _first_output(model)
+    try:
+        example = example_of(model)
+    except AttributeError as error:
+        raise ModelError(
+            f"the configuration of '{folder}' has no '{error.name}': --via torch knows decoders whose cache holds keys "
+            "and values, encoders of tokens, and classifiers of images; try --via optimum, or export it yourself "
+            "(onnxq.export)"
+        ) from error
     output.mkdir()
     with torch.no_grad():
         export(
-            module,
+            module_of(model),
             kwargs=example.inputs,
             output=output / "model.onnx",
             dynamic_shapes=_dynamic(example.inputs, example.shapes),
@@ -134,12 +142,11 @@ def _tokens(output: str, *dims: str | int) -> Callable[[Any], _Example]:
 def _image(model: Any) -> _Example:
     import torch
 
-    config = model.config
-    size = config.image_size
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = config.num_channels
-    pixels = torch.zeros(_BATCH, channels, height, width, dtype=model.dtype)
-    return _Example({"pixel_values": pixels}, ("logits",), {"pixel_values": ("batch", channels, height, width)})
+    size, channels = getattr(model.config, "image_size", None), model.config.num_channels
+    height, width = (size, size) if size is None or isinstance(size, int) else size
+    pixels = torch.zeros(_BATCH, channels, height or _PIXELS, width or _PIXELS, dtype=model.dtype)
+    dims = ("batch", channels, height or "height", width or "width")
+    return _Example({"pixel_values": pixels}, ("logits",), {"pixel_values": dims})
 
 
 def _with_past(model: Any) -> Any:
@@ -169,25 +176,41 @@ def _with_past(model: Any) -> Any:
     return WithPast()
 
 
-def _first_output(model: Any) -> Any:
+def _of_tokens(model: Any) -> Any:
+    """The first output of an encoder; the exporter wants to know its inputs by name."""
     import torch
 
-    class FirstOutput(torch.nn.Module):
+    class OfTokens(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, **inputs: Any) -> Any:
-            return self.model(**inputs, return_dict=False)[0]
+        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
+            return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=False)[0]
 
-    return FirstOutput()
+    return OfTokens()
 
 
-_TASKS: dict[str, tuple[str, Callable[[Any], _Example]]] = {
-    "text-generation-with-past": ("AutoModelForCausalLM", _generation),
-    "feature-extraction": ("AutoModel", _tokens("last_hidden_state")),
-    "text-classification": ("AutoModelForSequenceClassification", _tokens("logits")),
-    "token-classification": ("AutoModelForTokenClassification", _tokens("logits")),
-    "fill-mask": ("AutoModelForMaskedLM", _tokens("logits")),
-    "image-classification": ("AutoModelForImageClassification", _image),
+def _of_image(model: Any) -> Any:
+    """The first output of a model of images."""
+    import torch
+
+    class OfImage(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, pixel_values: Any) -> Any:
+            return self.model(pixel_values=pixel_values, return_dict=False)[0]
+
+    return OfImage()
+
+
+_TASKS: dict[str, tuple[str, Callable[[Any], _Example], Callable[[Any], Any]]] = {
+    "text-generation-with-past": ("AutoModelForCausalLM", _generation, _with_past),
+    "feature-extraction": ("AutoModel", _tokens("last_hidden_state"), _of_tokens),
+    "text-classification": ("AutoModelForSequenceClassification", _tokens("logits"), _of_tokens),
+    "token-classification": ("AutoModelForTokenClassification", _tokens("logits"), _of_tokens),
+    "fill-mask": ("AutoModelForMaskedLM", _tokens("logits"), _of_tokens),
+    "image-classification": ("AutoModelForImageClassification", _image, _of_image),
 }

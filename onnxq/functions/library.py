@@ -16,8 +16,8 @@ from onnxq.formats.tiled import TILED_FORMATS
 from onnxq.functions import bodies, learned, rounding, tiled
 from onnxq.functions import cache as cache_bodies
 from onnxq.functions.partly_binary import partly_binary
+from onnxq.model.operators import DOMAIN
 
-DOMAIN = "onnxq"
 VERSION = 1
 
 # Families that call others, the outermost first.
@@ -28,6 +28,7 @@ _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
     "QuantizeDequantize": rounding.quantize_dequantize,
     "QuantizeDequantizeAsymmetric": rounding.quantize_dequantize_asymmetric,
     "RowScale": rounding.row_scale,
+    "RowBinade": rounding.row_binade,
     "RowRange": rounding.row_range,
 }
 # Dequantizing, multiplying, and multiplying with a bias: with zero points or not, with a table or not.
@@ -41,7 +42,17 @@ _WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
     "AddOutliers": bodies.add_outliers,
     "Hadamard": bodies.hadamard,
 }
-_FAMILIES = ("Scale", "Dequantize", "MatMul", "Linear", "SwiGLU", "QuantizeDequantize", "RowScale", "RowRange")
+_FAMILIES = (
+    "Scale",
+    "Dequantize",
+    "MatMul",
+    "Linear",
+    "SwiGLU",
+    "QuantizeDequantize",
+    "RowScale",
+    "RowBinade",
+    "RowRange",
+)
 
 
 def operator_suffix(kind: Format) -> str:

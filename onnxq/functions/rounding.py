@@ -17,6 +17,7 @@ from onnxscript.values import OnnxFunction, Opset
 from onnxq.formats import Format, Integer, Minifloat
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
+_INT64 = int(onnx.TensorProto.INT64)
 # By mantissa bits: the FP8 type, and its smallest subnormal.
 _FP8 = {2: (int(onnx.TensorProto.FLOAT8E5M2), 2.0**-16), 3: (int(onnx.TensorProto.FLOAT8E4M3FN), 2.0**-9)}
 
@@ -118,6 +119,36 @@ def row_scale(domain: Opset, kind: Format) -> OnnxFunction:
         return opset18.Max(magnitude / opset18.Constant(value=largest), opset18.Constant(value=smallest))
 
     return RowScale
+
+
+def row_binade(domain: Opset, kind: Format) -> OnnxFunction:
+    """`RowBinade<F>(x)`: as `RowScale<F>`, but the power of two that makes binades of the row those of the format.
+
+    The binade of the row's largest magnitude becomes the highest one of the format (OCP MX v1.0, section 6.3).
+    """
+    exponents = np.arange(-126, 128)
+    top = int(np.floor(np.log2(kind.max_value)))
+    powers = numpy_helper.from_array(np.ldexp(np.float32(1), exponents))
+    scales = numpy_helper.from_array(np.ldexp(np.float32(1), np.clip(exponents - top, -126, 126)))
+    smallest, per_octave = _number(np.finfo(np.float32).smallest_normal), _number(1 / np.log(2))
+    least, first, last = (numpy_helper.from_array(np.int64(each)) for each in (126, 0, len(exponents) - 1))
+    half = _number(0.5)
+
+    @script(domain, default_opset=opset18)
+    def RowBinade(x):
+        floats = opset18.Abs(opset18.Cast(x, to=_FLOAT))
+        largest = opset18.ReduceMax(floats, opset18.Constant(value_ints=[-1]), keepdims=1)
+        magnitude = opset18.Max(largest, opset18.Constant(value=smallest))
+        octaves = opset18.Floor(opset18.Log(magnitude) * opset18.Constant(value=per_octave))
+        begin, end = opset18.Constant(value=first), opset18.Constant(value=last)
+        near = opset18.Clip(opset18.Cast(octaves, to=_INT64) + opset18.Constant(value=least), begin, end)
+        # A logarithm may be off by one where a power of two is near.
+        power = opset18.Gather(opset18.Constant(value=powers), near)
+        above = opset18.Cast(power > magnitude, to=_INT64)
+        below = opset18.Cast(power <= magnitude * opset18.Constant(value=half), to=_INT64)
+        return opset18.Gather(opset18.Constant(value=scales), opset18.Clip(near - above + below, begin, end))
+
+    return RowBinade
 
 
 def row_range(domain: Opset, kind: Integer) -> OnnxFunction:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxq.errors import UsageError
+from onnxq.errors import MissingExtraError, UsageError
 
 CPU_CHUNK = 1 << 16
 """Elements that stay in the second-level cache of a core while a chain of array operations passes over them."""
@@ -16,7 +16,8 @@ def get_module(device: str) -> Any:
     """The array module of a device, `cpu` or `cuda`.
 
     Raises:
-        UsageError: There is no such device, or no CuPy for it.
+        UsageError: There is no such device.
+        MissingExtraError: CuPy is not installed.
     """
     if device == "cpu":
         return np
@@ -25,7 +26,7 @@ def get_module(device: str) -> Any:
     try:
         import cupy
     except ImportError as error:
-        raise UsageError("device cuda needs CuPy: pip install 'onnxq[gpu]'") from error
+        raise MissingExtraError.of("cupy-cuda13x", "gpu", "device cuda") from error
     return cupy
 
 

@@ -178,9 +178,10 @@ def store_scales(wanted: np.ndarray, spec: GridSpec, farthest: float) -> np.ndar
 
 
 def _store(wanted: np.ndarray, spec: GridSpec) -> np.ndarray:
-    """Scales as stored; in bfloat16, which is as long, where the scales of small float32 weights leave float16."""
+    """Scales as stored; in bfloat16, which is as long, where those of tiny or huge float32 weights leave float16."""
     scale_type = spec.scale_type
-    if scale_type is FP16 and spec.largest > scale_type.largest and (wanted < scale_type.smallest).any():
+    leaves = (wanted < scale_type.smallest) | (wanted > scale_type.largest)
+    if scale_type is FP16 and spec.largest > scale_type.largest and leaves.any():
         scale_type = BF16
     return scale_type.store(wanted)
 

@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-MICROSOFT = "com.microsoft"
+from onnxq.model.operators import MICROSOFT
 
 
 def grouped_attentions(graph: ir.Graph) -> list[ir.Node]:

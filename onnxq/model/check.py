@@ -1,12 +1,13 @@
 """onnx.checker without external data: the checker would open every file that the model names, by path."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import onnx
 from google.protobuf.message import EncodeError, Message  # type: ignore[import-untyped]
 from onnx import checker
 
 from onnxq.errors import ModelError
+from onnxq.model.operators import MICROSOFT
 from onnxq.model.tensors import walk
 
 # onnxruntime has it in ONNX's own domain, where ONNX knows none of that name; onnxruntime-genai's builder writes it.
@@ -35,15 +36,25 @@ def check(model: onnx.ModelProto, name: str) -> None:
             tensor.ClearField("data_location")
             tensor.ClearField("dims")
             tensor.dims.append(0)
-    for node in copy.graph.node:
+    # Not in functions, where it makes onnxruntime 1.31 crash.
+    for node in _all_nodes(copy.graph.node):
         if node.op_type == _ONNXRUNTIME_ONLY and node.domain in ("", "ai.onnx"):
             # The checker passes over domains that it does not know.
-            node.domain = "com.microsoft"
+            node.domain = MICROSOFT
             copy.opset_import.add(domain=node.domain, version=1)
     try:
         checker.check_model(copy)
     except (checker.ValidationError, EncodeError, ValueError, RuntimeError) as error:
         raise ModelError(f"{name} is not a valid ONNX model: {reason_of(error)}") from error
+
+
+def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """Nodes, with those of their subgraphs."""
+    for node in nodes:
+        yield node
+        for attribute in node.attribute:
+            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+                yield from _all_nodes(graph.node)
 
 
 def check_text(model: onnx.ModelProto, name: str) -> None:
@@ -69,7 +80,7 @@ def _broken_text(message: Message) -> str | None:
 
 
 def reason_of(error: BaseException) -> str:
-    """The first line of the error that all others came from: onnx-ir wraps one more around each level of the model."""
+    """The first line of the error that all others came from: onnx-ir wraps one around each level, PyTorch pages."""
     while error.__cause__ is not None:
         error = error.__cause__
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

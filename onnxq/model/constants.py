@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.operators import domain_of
+from onnxq.model.scopes import subgraphs
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 # Nodes that only show the same numbers differently.
@@ -23,17 +24,8 @@ def constants(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
     for node in ir.traversal.RecursiveGraphIterator(scope):
         if domain_of(node) == "" and node.op_type == "Constant":
             yield from node.outputs
-        for attribute in node.attributes.values():
-            for graph in _graphs(attribute):
-                yield from graph.initializers.values()
-
-
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS else ()
+        for graph in subgraphs(node):
+            yield from graph.initializers.values()
 
 
 def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:

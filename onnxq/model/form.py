@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx_ir.serde import SerdeError
@@ -40,6 +41,10 @@ class Apart:
     def place(self) -> object:
         """Equal for two tensors that share their bytes."""
         return self.tensor.place if isinstance(self.tensor, MappedTensor) else id(self.tensor)
+
+
+# In the place of a tensor that the message does not have any more.
+_NOTHING = Apart(ir.Tensor(np.empty(0, np.uint8)), in_function=True)
 
 
 @dataclass(slots=True)
@@ -78,18 +83,28 @@ class Form:
         """Size of all large tensors together."""
         return sum(item.nbytes for item in self.apart)
 
+    def forget_unused(self) -> None:
+        """Let go of the large tensors that the message no longer refers to, whose numbers stay taken."""
+        used = {number for _, tensor in walk(self.proto) if (number := self._number(tensor)) is not None}
+        self.apart[:] = [item if number in used else _NOTHING for number, item in enumerate(self.apart)]
+
     def refer(self, location: str, offsets: dict[object, int]) -> None:
         """Make references out of the tensors whose place is in `offsets`: bytes of the file `location`."""
         for _, tensor in walk(self.proto):
-            if not (tensor.external_data and tensor.external_data[0].value.startswith(self.token)):
+            if (number := self._number(tensor)) is None:
                 continue
-            item = self.apart[int(tensor.external_data[0].value.removeprefix(self.token))]
+            item = self.apart[number]
             if item.in_function or item.place not in offsets:
                 continue
             del tensor.external_data[:]
             entries = {"location": location, "offset": str(offsets[item.place]), "length": str(item.nbytes)}
             for name, value in entries.items():
                 tensor.external_data.add(key=name, value=value)
+
+    def _number(self, tensor: onnx.TensorProto) -> int | None:
+        """Of the large tensor that one in the message refers to."""
+        place = tensor.external_data[0].value if tensor.external_data else ""
+        return int(place.removeprefix(self.token)) if place.startswith(self.token) else None
 
     def parts(self) -> list[wire.Part]:
         """The file to write: bytes, and tensors (`Apart`) to stream in their place."""

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.serde import SerdeError
 
-from onnxq.errors import ModelError, UnsafeModelError
+from onnxq.errors import ModelError, UnsafeModelError, UsageError
 from onnxq.model.check import check, check_text, reason_of
 from onnxq.model.external import DataFolder, mapped
 from onnxq.model.kept import losses
@@ -58,6 +58,7 @@ def load(path: str | Path) -> Model:
     Raises:
         ModelError: there is no such file, it is broken, or it holds something that a conversion would lose.
         UnsafeModelError: it refers to data outside its folder, or is larger than a protobuf message can be.
+        UsageError: `path` is none.
     """
     return _to_model(guard(path))
 
@@ -77,8 +78,12 @@ def guard(path: str | Path) -> Source:
     """Open and check a model without asking whether a conversion could keep all of it: enough for a copy.
 
     Raises:
-        ModelError, UnsafeModelError: as `load`, except for what a conversion would lose.
+        ModelError, UnsafeModelError, UsageError: as `load`, except for what a conversion would lose.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(
+            f"a model is given by its path, not as {type(path).__name__}; quantize_proto takes an onnx.ModelProto"
+        )
     if "\0" in str(path):
         raise ModelError(f"{str(path)!r} is not a path")
     path = Path(path).absolute()

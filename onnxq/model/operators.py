@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+DOMAIN = "onnxq"
+"""Of the operators whose meaning stands in `onnxq.functions`."""
+MICROSOFT = "com.microsoft"
+"""Of onnxruntime's own operators."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -82,7 +87,6 @@ _FUSED_MATMUL = (
     Operand(0, _unless_batch_turned(_matmul_left), "transA"),
 )
 _ROWS = (Operand(1, _matmul_right),)
-_MICROSOFT = "com.microsoft"
 _ROTARY = "a table of rotary positions"
 _QUANTIZED = "a part of a weight that is quantized already"
 
@@ -93,22 +97,22 @@ WEIGHT_OPERANDS: dict[tuple[str, str], tuple[Operand, ...]] = {
     ("", "Conv"): (Operand(1, _conv),),
     ("", "ConvTranspose"): (Operand(1, _conv_transpose),),
     ("", "Gather"): (Operand(0, _table, embedding=True),),
-    (_MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
-    (_MICROSOFT, "TransposeMatMul"): _FUSED_MATMUL,
-    (_MICROSOFT, "FusedGemm"): _GEMM,
-    (_MICROSOFT, "GemmFastGelu"): _ROWS,
-    (_MICROSOFT, "Attention"): _ROWS,
-    (_MICROSOFT, "FusedConv"): (Operand(1, _conv),),
-    (_MICROSOFT, "EmbedLayerNormalization"): tuple(Operand(index, _table, embedding=True) for index in (2, 3, 4)),
+    (MICROSOFT, "FusedMatMul"): _FUSED_MATMUL,
+    (MICROSOFT, "TransposeMatMul"): _FUSED_MATMUL,
+    (MICROSOFT, "FusedGemm"): _GEMM,
+    (MICROSOFT, "GemmFastGelu"): _ROWS,
+    (MICROSOFT, "Attention"): _ROWS,
+    (MICROSOFT, "FusedConv"): (Operand(1, _conv),),
+    (MICROSOFT, "EmbedLayerNormalization"): tuple(Operand(index, _table, embedding=True) for index in (2, 3, 4)),
 }
 
 # What constants are that these operators read, beside weights.
 _NO_WEIGHTS: dict[tuple[str, str], dict[int, str]] = {
-    (_MICROSOFT, "MatMulNBits"): dict.fromkeys(range(1, 6), _QUANTIZED),
-    (_MICROSOFT, "GatherBlockQuantized"): dict.fromkeys(range(4), "a part of a table that is quantized already"),
-    (_MICROSOFT, "QMoE"): dict.fromkeys(range(2, 15), "a part of weights that are quantized already"),
-    (_MICROSOFT, "GroupQueryAttention"): dict.fromkeys((7, 8), _ROTARY),
-    (_MICROSOFT, "RotaryEmbedding"): dict.fromkeys((2, 3), _ROTARY),
+    (MICROSOFT, "MatMulNBits"): dict.fromkeys(range(1, 6), _QUANTIZED),
+    (MICROSOFT, "GatherBlockQuantized"): dict.fromkeys(range(4), "a part of a table that is quantized already"),
+    (MICROSOFT, "QMoE"): dict.fromkeys(range(2, 15), "a part of weights that are quantized already"),
+    (MICROSOFT, "GroupQueryAttention"): dict.fromkeys((7, 8), _ROTARY),
+    (MICROSOFT, "RotaryEmbedding"): dict.fromkeys((2, 3), _ROTARY),
     ("", "RotaryEmbedding"): dict.fromkeys((1, 2), _ROTARY),
     ("", "DequantizeLinear"): {1: _QUANTIZED},
 }
@@ -135,6 +139,6 @@ def weight_operands(node: ir.Node) -> tuple[Operand, ...]:
 
 def other_purpose(node: ir.Node, index: int) -> str | None:
     """What a constant is that an operator reads as this input, where it is known to be no weight."""
-    if node.domain == "onnxq":
+    if node.domain == DOMAIN:
         return "a rotation" if node.op_type == "Hadamard" else _QUANTIZED
     return _NO_WEIGHTS.get((domain_of(node), node.op_type), {}).get(index)

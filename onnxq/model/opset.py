@@ -9,6 +9,8 @@ from onnxq.model.scopes import scopes
 # Changes of meaning that two schemas do not show: the first version with the new meaning.
 _CHANGED_MEANING = {"GridSample": 20, "GroupNormalization": 21, "RoiAlign": 16, "Upsample": 10}
 _FLOOR = 13
+INITIALIZER_IR_VERSION = 4
+"""Since then an initializer need not be an input of its graph."""
 
 _Scope = ir.Graph | ir.Function
 

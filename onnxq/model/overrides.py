@@ -15,8 +15,8 @@ from onnx import helper, numpy_helper
 
 from onnxq.model.form import Form
 from onnxq.model.load import Model
-from onnxq.model.probe import opened
 from onnxq.model.sites import Weight
+from onnxq.model.temporary import opened
 
 # Types that onnxruntime takes as numpy arrays.
 _FEEDABLE = (ir.DataType.FLOAT, ir.DataType.FLOAT16)

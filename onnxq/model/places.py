@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 
+from onnxq.model.scopes import subgraphs
+
 Replace = Callable[[ir.TensorProtocol], ir.TensorProtocol]
 
 
@@ -30,14 +32,8 @@ def graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
     """The graph, and all graphs inside its nodes."""
     yield graph
     for node in graph:
-        for attribute in node.attributes.values():
-            if attribute.is_ref():
-                continue
-            if attribute.type == ir.AttributeType.GRAPH:
-                yield from graphs(attribute.as_graph())
-            elif attribute.type == ir.AttributeType.GRAPHS:
-                for inner in attribute.as_graphs():
-                    yield from graphs(inner)
+        for inner in subgraphs(node):
+            yield from graphs(inner)
 
 
 def _replace_in_graph(graph: ir.Graph, replace: Replace) -> None:

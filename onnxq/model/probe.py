@@ -1,6 +1,5 @@
 """A model with more outputs, in a form that a session can open: how values inside a model are seen."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,14 +7,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, OutputError, nearest
+from onnxq.errors import ModelError, nearest
 from onnxq.model.form import Form
-from onnxq.model.growing import GrowingFile
 from onnxq.model.load import Model
-from onnxq.model.writing import write_data, write_model
-
-# A session copies a model that it gets as bytes, and maps one that it gets as a file with external data.
-IN_MEMORY_BYTES = 256 << 20
+from onnxq.model.temporary import opened
 
 
 @contextmanager
@@ -41,30 +36,6 @@ def runnable(
     _add_outputs(form.proto, outputs)
     with opened(form, folder) as source:
         yield source
-
-
-@contextmanager
-def opened(form: Form, folder: str | Path | None = None) -> Iterator[bytes | str]:
-    """As `runnable`, for a model that is serialized already."""
-    if form.tensor_bytes <= IN_MEMORY_BYTES:
-        yield form.tobytes()
-        return
-    with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder) as temporary:
-        try:
-            path = _write(form, Path(temporary))
-        except OSError as error:
-            raise OutputError(f"cannot write a temporary model in '{temporary}': {error.strerror}") from error
-        yield str(path)
-
-
-def _write(form: Form, folder: Path) -> Path:
-    data = GrowingFile(folder / "model.onnx.data")
-    try:
-        write_data(data, form, data.path.name, lambda _: None)
-    finally:
-        data.close()
-    write_model(folder / "model.onnx", form.parts(), lambda _: None)
-    return folder / "model.onnx"
 
 
 def _value(graph: ir.Graph, name: str) -> ir.Value:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.model.load import guard
+from onnxq.model.replacing import check_ending
 from onnxq.model.staging import MODEL, Journal, Move, sync_folder
 
 _logger = logging.getLogger(__name__)
@@ -19,13 +20,15 @@ def check_output(output: Path, *, force: bool, overwrite_of: Path | None) -> Non
     """Refuse an output path that must not be written.
 
     Raises:
-        OutputError: it exists and `force` is not set, it is a link or no ordinary file, or its folder is missing.
+        OutputError: it exists and `force` is not set, it is a link or no ordinary file, its folder is missing, or its
+            name is not that of an ONNX model.
     """
     if not output.parent.is_dir():
         raise OutputError(f"the folder '{output.parent}' does not exist; create it first")
     try:
         status = output.lstat()
     except FileNotFoundError:
+        check_ending(output, ".onnx")
         return
     except OSError as error:
         raise OutputError(f"cannot write '{output}': {error.strerror}") from error
@@ -35,6 +38,7 @@ def check_output(output: Path, *, force: bool, overwrite_of: Path | None) -> Non
         raise OutputError(f"'{output}' is a folder; give a file name, such as '{output / 'model.onnx'}'")
     if not stat.S_ISREG(status.st_mode):
         raise OutputError(f"'{output}' is not a regular file")
+    check_ending(output, ".onnx")
     if force:
         return
     if overwrite_of is not None and overwrite_of.exists() and output.samefile(overwrite_of):

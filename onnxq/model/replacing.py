@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from onnxq.errors import OutputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -25,3 +27,35 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def check_ending(path: Path, *endings: str) -> None:
+    """Refuse the name of an output that others would not take for what it is.
+
+    Args:
+        path: The file to write.
+        endings: Of its name, in small letters; the first is the usual one.
+
+    Raises:
+        OutputError: The name has none of them.
+    """
+    if path.suffix.lower() not in endings:
+        raise OutputError(f"'{path}' does not end in {' or '.join(endings)}; call it '{path.name}{endings[0]}'")
+
+
+def write_text(path: Path, text: str, what: str) -> None:
+    """Write a file; it appears complete or not at all, and replaces one that stands there.
+
+    Args:
+        path: The file.
+        text: Its content.
+        what: How an error calls it.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    try:
+        with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except OSError as error:
+        raise OutputError(f"cannot write {what} '{path}': {error.strerror or error}") from error

@@ -1,7 +1,5 @@
 """A part of a model, from values that are given to values that are wanted, ready for a session."""
 
-import dataclasses
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,14 +9,11 @@ import onnx
 import onnx_ir as ir
 from onnx import helper
 
-from onnxq.errors import OutputError
-from onnxq.model import probe
 from onnxq.model.form import Form
-from onnxq.model.growing import GrowingFile
 from onnxq.model.load import Model
 from onnxq.model.places import replace_tensors
 from onnxq.model.taps import Tap, prune
-from onnxq.model.writing import write_data, write_model
+from onnxq.model.temporary import opened
 
 
 @contextmanager
@@ -53,28 +48,9 @@ def segment(
     del graph.input[:]
     graph.input.extend(given.values())
     prune(graph, set(given))
-    referred = (tensor.external_data[0].value for tensor in graph.initializer if tensor.external_data)
-    kept = {int(each.removeprefix(form.token)) for each in referred}
-    if sum(form.apart[number].nbytes for number in kept) <= probe.IN_MEMORY_BYTES:
-        yield form.tobytes()
-        return
-    # What is said to be in a function is not written to the data file.
-    form.apart[:] = [
-        each if number in kept else dataclasses.replace(each, in_function=True)
-        for number, each in enumerate(form.apart)
-    ]
-    with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder) as temporary:
-        path = Path(temporary) / "segment.onnx"
-        try:
-            data = GrowingFile(path.with_suffix(".onnx.data"))
-            try:
-                write_data(data, form, data.path.name, lambda _: None)
-            finally:
-                data.close()
-            write_model(path, form.parts(), lambda _: None)
-        except OSError as error:
-            raise OutputError(f"cannot write a temporary model in '{temporary}': {error.strerror}") from error
-        yield str(path)
+    form.forget_unused()
+    with opened(form, folder) as source:
+        yield source
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """A model opened for what can be computed about values inside it: taps are its only outputs, the rest is cut."""
 
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -9,12 +8,10 @@ from typing import Any
 
 import onnx
 
-from onnxq.errors import ModelError, OutputError, nearest
-from onnxq.model import probe
+from onnxq.errors import ModelError, nearest
 from onnxq.model.form import Form
-from onnxq.model.growing import GrowingFile
 from onnxq.model.load import Model
-from onnxq.model.writing import write_data, write_model
+from onnxq.model.temporary import data_folder, fits_in_memory, write_message
 
 
 @dataclass(frozen=True)
@@ -64,10 +61,7 @@ class Tapped:
         if self._folder is None:
             return form.tobytes()
         self._opened += 1
-        path = self._folder / f"model-{self._opened}.onnx"
-        with _told(self._folder):
-            write_model(path, form.parts(), lambda _: None)
-        return str(path)
+        return write_message(form, self._folder / f"model-{self._opened}.onnx")
 
 
 @contextmanager
@@ -85,25 +79,11 @@ def tapped(model: Model, *, folder: str | Path | None = None) -> Iterator[Tapped
         OutputError: The temporary file cannot be written.
     """
     form = Form.of(model.ir)
-    if form.tensor_bytes <= probe.IN_MEMORY_BYTES:
+    if fits_in_memory(form):
         yield Tapped(form, None)
         return
-    with tempfile.TemporaryDirectory(prefix="onnxq-", dir=folder) as temporary:
-        with _told(Path(temporary)):
-            data = GrowingFile(Path(temporary) / "model.onnx.data")
-            try:
-                write_data(data, form, data.path.name, lambda _: None)
-            finally:
-                data.close()
-        yield Tapped(form, Path(temporary))
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write a temporary model in '{folder}': {error.strerror}") from error
+    with data_folder(form, folder) as made:
+        yield Tapped(form, made)
 
 
 def _values(graph: onnx.GraphProto) -> list[str]:

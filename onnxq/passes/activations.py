@@ -24,7 +24,7 @@ class Activations:
         self._files = 0
 
     def put(self, batch: int, values: Mapping[str, np.ndarray]) -> None:
-        """Keep values of a batch.
+        """Keep values of a batch that are not kept yet.
 
         Raises:
             OutputError: A file cannot be written.

@@ -1,6 +1,7 @@
 """Which statistics a plan needs, and where in the model they are found."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 from onnxq.errors import UsageError
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.load import Model
-from onnxq.model.operators import domain_of, is_set
+from onnxq.model.operators import MICROSOFT, domain_of, is_set
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.plan import Plan
 from onnxq.statistics.cache import collected, load_statistics
@@ -21,7 +22,7 @@ from onnxq.statistics.views import LAST, Axis, Patches, View
 
 _RIGHT = ("MatMul", "Gemm", "FusedMatMul", "TransposeMatMul", "FusedGemm", "GemmFastGelu", "Attention")
 _CONVOLUTIONS = ("Conv", "FusedConv")
-_DOMAINS = ("", "com.microsoft")
+_DOMAINS = ("", MICROSOFT)
 
 # Small, and what most methods look at.
 _CHANNEL_KINDS: tuple[Kind, ...] = (
@@ -83,6 +84,15 @@ def reading_of(weight: Weight, graph: ir.Graph) -> Reading | None:
     return Reading(value.name, weight.shape[weight.layout.reduction], Axis(channel_axis(site, value)))
 
 
+def readings_of(weights: Iterable[Weight], graph: ir.Graph) -> dict[Reading, list[Weight]]:
+    """What is multiplied with some weights, and with which of them; those of which it is not known are left out."""
+    found: dict[Reading, list[Weight]] = {}
+    for weight in weights:
+        if (reading := reading_of(weight, graph)) is not None:
+            found.setdefault(reading, []).append(weight)
+    return found
+
+
 def channel_axis(site: Site, value: ir.Value) -> int:
     """The axis of an operand that a product or convolution sums over."""
     if site.node.op_type in (*_CONVOLUTIONS, "ConvTranspose"):
@@ -100,9 +110,6 @@ def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Readi
         return () if attribute is None else tuple(attribute.as_ints())
 
     group, padding = node.attributes.get("group"), node.attributes.get("auto_pad")
-    channels = 1
-    for size in shape[1:]:
-        channels *= size
     view = Patches(
         kernel=shape[2:],
         groups=1 if group is None else group.as_int(),
@@ -111,7 +118,7 @@ def _of_convolution(node: ir.Node, tensor: str, shape: tuple[int, ...]) -> Readi
         dilations=numbers("dilations"),
         auto_pad="NOTSET" if padding is None else padding.as_string(),
     )
-    return Reading(tensor, channels, view)
+    return Reading(tensor, math.prod(shape[1:]), view)
 
 
 def requests(

@@ -1,15 +1,12 @@
 """The same weights solved in several ways, to choose among them."""
 
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from onnxq.errors import UsageError
 from onnxq.methods.solution import Solution
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight
-from onnxq.passes.calibrate import needy, requests
+from onnxq.passes.calibrate import requests
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.plan import Plan
 from onnxq.passes.solving import in_order, solve, work_of
@@ -20,19 +17,14 @@ from onnxq.statistics.statistics import Statistics
 
 
 def statistics_of(
-    model: Model, plans: Sequence[Plan], weights: Sequence[Weight], calibration: Calibration | None
+    model: Model, plans: Sequence[Plan], weights: Sequence[Weight], calibration: Calibration
 ) -> Statistics | None:
     """What the methods of several plans want to know about activations, found in one run; None if it is nothing.
 
     Raises:
-        UsageError: A method needs data and there is none.
         DataError: The data does not fit the model.
     """
     wanted = [each for plan in plans for each in requests(plan, weights, model.ir.graph)]
-    if calibration is None:
-        if methods := sorted({name for plan in plans for name in needy(plan)}):
-            raise UsageError(f"method {', '.join(methods)} needs calibration data")
-        return None
     return collected(model, wanted, calibration) if wanted else None
 
 
@@ -42,7 +34,7 @@ def solve_each(
     weights: Sequence[Weight],
     statistics: Statistics | None,
     *,
-    non_finite: NonFinitePolicy = "error",
+    policies: Sequence[NonFinitePolicy],
     threads: int | None = None,
 ) -> Iterator[tuple[int, int, Solution | str]]:
     """Solve each weight as each plan says, weight by weight; only a few solutions are in memory at a time.
@@ -52,7 +44,7 @@ def solve_each(
         plans: Of the same weights.
         weights: In the order of the plans' decisions.
         statistics: From `statistics_of`.
-        non_finite: What to do with NaN and Inf.
+        policies: What to do with NaN and Inf, one a plan.
         threads: Weights solved at a time; by default one a processor.
 
     Yields:
@@ -60,7 +52,7 @@ def solve_each(
         where a plan does not quantize the weight.
 
     Raises:
-        NonFiniteError: A weight holds NaN or Inf, and the policy is `error`.
+        NonFiniteError: A weight holds NaN or Inf, and the policy of its plan is `error`.
     """
     curvatures = Curvatures(statistics)
     work = [{id(item.weight): item for item in work_of(model.ir.graph, plan, weights)} for plan in plans]
@@ -70,9 +62,8 @@ def solve_each(
 
     def solved(at: int, number: int) -> Solution | str:
         item = work[number][id(weights[at])]
-        return solve(item, non_finite, curvatures.of(item.measured))
+        return solve(item, policies[number], curvatures.of(item.measured))
 
-    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        calls = [partial(solved, *key) for key in keys]
-        for (at, number), solution in zip(keys, in_order(executor, calls), strict=True):
+    with in_order([partial(solved, *key) for key in keys], threads) as solutions:
+        for (at, number), solution in zip(keys, solutions, strict=True):
             yield at, number, solution

@@ -56,13 +56,19 @@ class Conversion:
         """
         if self.threads is not None and self.threads < 1:
             raise UsageError(f"threads is {self.threads}; at least one has to work")
+        if self.calibration is not None and not isinstance(self.calibration, Calibration):
+            raise UsageError(
+                f"calibration is a {type(self.calibration).__name__}; data goes in as onnxq.Calibration(data), which "
+                "says how much of it is run at a time"
+            )
         if self.calibration is not None and self.statistics is not None:
             raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
         if self.resume is not None and self.sequential is False:
-            raise UsageError("only a run that goes layer by layer can be resumed: leave out sequential, or resume")
+            raise UsageError("only a run that goes layer by layer can be resumed: leave out --at-once, or --resume")
         if (self.sequential or self.resume is not None) and self.calibration is None:
             raise UsageError(
-                "sequential calibration runs the model itself: give calibration data, not a file of statistics"
+                "to go layer by layer (--sequential, --resume) the model is run on data: give --calib DATA; a file of "
+                "statistics cannot stand for it"
             )
 
     def context(self, folder: Path) -> Context:

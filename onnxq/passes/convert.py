@@ -14,7 +14,7 @@ from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
 from onnxq.passes.joining import Joining
 from onnxq.passes.layers import Layers, Solving
-from onnxq.passes.plan import Decision, Plan, make_plan
+from onnxq.passes.plan import Decision, Plan, make_plan, revise
 from onnxq.passes.prepare import prepare
 from onnxq.passes.quantize import Result, quantize_weights
 from onnxq.passes.record import Recorder
@@ -47,6 +47,7 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
     stored = {weight.name: weight.size_bytes for weight in find_weights(model.ir)}
     with during("rewrite the float model"):
         model, changes, asked = _rewrite(model, asked, folder)
+    stepped = bool(changes)
     with during("round activations"):
         rounded = round_activations(model, asked.context(folder), asked.statistics)
     with during("plan"):
@@ -61,7 +62,8 @@ def convert(model: Model, asked: Conversion, sink: Sink, folder: Path, recorder:
         with during("calibrate and solve, layer by layer" if job.in_sequence else "solve and correct"):
             solutions, corrected = _solve(job, statistics, folder)
         changes = (*changes, *corrected)
-    notes, warnings = _said(job, statistics or rounded.ranges or ranges)
+        job = replace(job, plan=revise(job.plan, job.model.ir, job.weights))
+    notes, warnings = _said(job, statistics or rounded.ranges or ranges, stepped=stepped)
     done = Converted(
         model=job.model,
         plan=_with_sizes(job.plan, stored),
@@ -240,17 +242,19 @@ def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
     return replace(plan, decisions=tuple(as_it_came(each) for each in plan))
 
 
-def _said(job: _Job, seen: Statistics | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Notes and warnings about what was planned, and about what the methods know about activations."""
+def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Notes and warnings about what was planned, and about what methods and steps know about activations."""
     notes, warnings = [*job.cache.sentences()], [*job.plan.warnings, *job.cache.warnings()]
     calibration, samples, synthetic = job.asked.calibration, 0, False
-    if job.in_sequence and calibration is not None:
+    if job.in_sequence:
         notes.append("layer by layer: each is calibrated behind the quantized layers before it")
-        samples, synthetic = calibration.batches(job.model).samples, calibration.is_synthetic
+    if calibration is not None and (job.in_sequence or stepped):
+        samples, synthetic = calibration.batches(job.model).count(), calibration.is_synthetic
     elif seen is not None:
         samples, synthetic = seen.samples, seen.synthetic
-    elif calibration is not None:
-        warnings.append("no method of this recipe looks at activations: the data was not used")
+    elif calibration is not None or job.asked.statistics is not None:
+        unused = "statistics were" if calibration is None else "data was"
+        warnings.append(f"nothing that the recipe does here looks at activations: the {unused} not used")
     if synthetic:
         made_up = number_of(samples, "synthetic sample")
         warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")

@@ -3,7 +3,7 @@
 import onnx_ir as ir
 
 from onnxq.functions import DOMAIN, VERSION, functions
-from onnxq.model.operators import domain_of, is_set
+from onnxq.model.operators import MICROSOFT, domain_of, is_set
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.scopes import nodes, scopes
 from onnxq.passes.edit import Editor, describe
@@ -94,8 +94,8 @@ def finish(model: ir.Model, opset: int, ir_version: int) -> None:
         own = {node.op_type for node in here if node.domain == DOMAIN}
         if own:
             scope.opset_imports[DOMAIN] = VERSION
-        if any(node.domain == "com.microsoft" for node in here):
-            scope.opset_imports.setdefault("com.microsoft", 1)
+        if any(node.domain == MICROSOFT for node in here):
+            scope.opset_imports.setdefault(MICROSOFT, 1)
         called |= own
     if called:
         model.graph.opset_imports[DOMAIN] = VERSION

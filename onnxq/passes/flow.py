@@ -80,7 +80,8 @@ class Flow:
             running = session(opened, providers=self._calibration.providers) if outputs else None
             for number, batch in enumerate(self._batches):
                 if running is not None:
-                    results = run(running, outputs, self._read(number, stage, beside))
+                    with self._calibration.running():
+                        results = run(running, outputs, self._read(number, stage, beside))
                     of_taps = len(results) - len(made)
                     take(batch, iter(results[:of_taps]))
                     self._kept.put(number, dict(zip(made, results[of_taps:], strict=True)))

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from onnxq.formats import Integer
 from onnxq.methods.solution import Solution
+from onnxq.model.operators import MICROSOFT
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, describe
 from onnxq.passes.insert import Shelf
@@ -81,5 +82,5 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
     attributes = {"K": k, "N": n, "bits": 8, "block_size": block, "accuracy_level": ACCURACY_LEVEL}
     for site in weight.sites:
         describe(site.node, text)
-        editor.replace(site.node, ("com.microsoft", "MatMulNBits"), [site.node.inputs[0], *values], attributes)
+        editor.replace(site.node, (MICROSOFT, "MatMulNBits"), [site.node.inputs[0], *values], attributes)
     return shelf.size_bytes

@@ -1,7 +1,6 @@
 """`Layers`: the weights of a plan on their way to solutions, and what is corrected around them."""
 
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from typing import TypedDict, Unpack
@@ -101,8 +100,8 @@ class Layers:
             curvature = curvatures.of(self.work[at].measured, centred=at in biases)
             return solve(self.work[at], self._how["non_finite"], curvature, xp)
 
-        with ThreadPoolExecutor(self._how["threads"]) as executor:
-            for at, solution in zip(left, in_order(executor, [partial(solved, at) for at in left]), strict=True):
+        with in_order([partial(solved, at) for at in left], self._how["threads"]) as solutions:
+            for at, solution in zip(left, solutions, strict=True):
                 self.solutions.put(at, solution)
         if not self.corrections or not numbers:
             return

@@ -1,8 +1,9 @@
 """The plan: what happens to each weight, or why nothing does. Pure: nothing is read but shapes, nothing is changed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import onnx_ir as ir
 
@@ -52,8 +53,8 @@ class Plan:
         decisions: One for each weight.
         opset: What the quantized weights need; 0 where nothing is quantized.
         ir_version: Likewise.
-        warnings: Patterns of the recipe and the caller that match no weight, and weights that take another form than
-            that of the target, in sentences.
+        missed: Patterns of the recipe and the caller that match no weight, in sentences.
+        detours: Weights that take another form than that of the target, in sentences.
         correct: What is changed around the quantized weights.
     """
 
@@ -62,7 +63,8 @@ class Plan:
     decisions: tuple[Decision, ...]
     opset: int = 0
     ir_version: int = 0
-    warnings: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    detours: tuple[str, ...] = ()
     correct: tuple[Correction, ...] = ()
 
     @property
@@ -74,6 +76,11 @@ class Plan:
     def skipped(self) -> tuple[Decision, ...]:
         """Weights that stay as they are."""
         return tuple(each for each in self.decisions if each.spec is None)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What of it nobody may have meant."""
+        return (*self.missed, *self.detours)
 
     def __iter__(self) -> Iterator[Decision]:
         return iter(self.decisions)
@@ -87,26 +94,53 @@ def make_plan(
     Returns:
         The plan, and the weights in the order of its decisions.
     """
-    weights = find_weights(model)
-    can_raise: dict[int, str | None] = {}
-
-    def raising(opset: int) -> str | None:
-        if opset not in can_raise:
-            can_raise[opset] = obstacle_to(model, opset)
-        return can_raise[opset]
-
+    weights, raising = find_weights(model), _raising(model)
     decisions = tuple(_decide(weight, recipe, target, selection, raising) for weight in weights)
-    versions, detours = [], []
-    for weight, each in zip(weights, decisions, strict=True):
+    missed = tuple(unmatched(weights, recipe, selection))
+    return _complete(
+        Plan(recipe.name, target, decisions, missed=missed, correct=recipe.correct), weights, raising
+    ), weights
+
+
+def revise(plan: Plan, model: ir.Model, weights: Sequence[Weight]) -> Plan:
+    """The same decisions, with the form that each weight takes in the model as it is now.
+
+    Args:
+        plan: From `make_plan`.
+        model: Has other nodes behind products than it had then, and so onnxruntime fuses others.
+        weights: Of the plan, in its order.
+    """
+    raising = _raising(model)
+
+    def revised(weight: Weight, decision: Decision) -> Decision:
+        if (spec := decision.spec) is None:
+            return decision
+        target = _form(weight, spec, plan.target, raising)
+        return replace(decision, target=target, planned_bytes=planned_bytes(weight, spec, target))
+
+    decisions = tuple(map(revised, weights, plan))
+    return _complete(replace(plan, decisions=decisions), weights, raising)
+
+
+def _raising(model: ir.Model) -> Callable[[int], str | None]:
+    """Why a model cannot have an opset, asked once for each."""
+    return cache(partial(obstacle_to, model))
+
+
+def _complete(plan: Plan, weights: Sequence[Weight], raising: Callable[[int], str | None]) -> Plan:
+    """A plan with what its decisions need of the model."""
+    versions, detours = [], Counter[str]()
+    for weight, each in zip(weights, plan, strict=True):
         if each.spec is not None:
             versions += needs(weight, each.spec, each.target)
-            if each.target != target:
-                detours.append(str(_obstacle(weight, each.spec, target, raising)))
+            if each.target != plan.target:
+                detours[str(_obstacle(weight, each.spec, plan.target, raising))] += 1
     opset, ir_version = (max((pair[at] for pair in versions), default=0) for at in (0, 1))
-    warnings = [*unmatched(weights, recipe, selection)]
-    for obstacle, count in Counter(detours).items():
-        warnings.append(f"{number_of(count, 'weight')} under onnxq operators, as DequantizeLinear {obstacle}")
-    return Plan(recipe.name, target, decisions, opset, ir_version, tuple(warnings), recipe.correct), weights
+    sentences = (
+        f"{number_of(count, 'weight')} under onnxq operators, as DequantizeLinear {obstacle}"
+        for obstacle, count in detours.items()
+    )
+    return replace(plan, opset=opset, ir_version=ir_version, detours=tuple(sentences))
 
 
 def _decide(
@@ -118,9 +152,7 @@ def _decide(
         if isinstance(answer, str):
             reason = answer
         else:
-            if weight.size and target != "standard" and _obstacle(weight, answer, target, raising):
-                # The functions need next to no opset.
-                target = "native"
+            target = _form(weight, answer, target, raising) if weight.size else target
             planned = planned_bytes(weight, answer, target) if weight.size else 0
             reason = _refusal(weight, answer, target, planned, raising)
             spec = answer if reason is None else None
@@ -137,6 +169,13 @@ def _decide(
         planned_bytes=planned if reason is None else weight.size_bytes,
         target=target,
     )
+
+
+def _form(weight: Weight, spec: QuantSpec, target: Target, raising: Callable[[int], str | None]) -> Target:
+    """The target whose form a weight takes: `native`, which needs next to no opset, where its own needs too much."""
+    if target == "standard" or _obstacle(weight, spec, target, raising) is None:
+        return target
+    return "native"
 
 
 def _refusal(

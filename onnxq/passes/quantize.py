@@ -4,9 +4,7 @@ A dequantizing node is `DequantizeLinear` where the target knows the tensor type
 onnxq's where it does not; `insert` builds both.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -107,9 +105,8 @@ def quantize_weights(
     joining = joining or Joining(model.graph, (), sink, wanted=False)
     order = joining.order([item.weight.name for item in work])
     results: dict[int, Result] = {}
-    with ThreadPoolExecutor(threads or os.cpu_count()) as executor:
-        calls = [partial(solved, number) for number in order]
-        for number, solution in zip(order, in_order(executor, calls), strict=True):
+    with in_order([partial(solved, number) for number in order], threads) as found:
+        for number, solution in zip(order, found, strict=True):
             weight, decision = work[number].weight, work[number].decision
             if isinstance(solution, str):
                 results[number] = Result(weight.name, "", weight.size_bytes, float("inf"), skipped=solution)

@@ -6,18 +6,19 @@ data and model, however many stages there are.
 """
 
 import hashlib
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.errors import UsageError
 from onnxq.model.constants import undo_views, view_shape
 from onnxq.model.digest import model_digest
 from onnxq.model.load import Model
 from onnxq.model.opset import opset_of
 from onnxq.model.sites import Weight
+from onnxq.model.temporary import temporary_folder
 from onnxq.passes.activations import BUDGET_BYTES, Activations
 from onnxq.passes.calibrate import float_name
 from onnxq.passes.correct import Corrections
@@ -48,7 +49,6 @@ def solve_in_sequence(
     device: str = "cpu",
     threads: int | None = None,
     budget_bytes: int = BUDGET_BYTES,
-    progress: Callable[[int, int], None] | None = None,
 ) -> Solutions:
     """Solve all weights that a plan quantizes, each stage on statistics behind the solved stages before it.
 
@@ -56,7 +56,7 @@ def solve_in_sequence(
         model: Not changed.
         plan: From `make_plan` on this model.
         weights: From `make_plan`.
-        calibration: The data.
+        calibration: The data; its progress is told stages done and all.
         folder: Where solutions are kept: empty, new, or of an interrupted run on the same model, plan and data, which
             goes on where it was.
         corrections: Of this model and plan; takes in what is found. None for none.
@@ -65,14 +65,19 @@ def solve_in_sequence(
         device: `cpu` or `cuda`: where weights are solved.
         threads: How many weights are solved at a time; by default as many as there are processors.
         budget_bytes: Of activations in memory; more lie in temporary files.
-        progress: Called with stages done and all.
 
     Raises:
         DataError: The data does not fit the model, or the folder is another run's.
         NonFiniteError: A weight or an activation holds NaN or Inf.
         OutputError: The folder or a temporary file cannot be written.
         SessionError: Onnxruntime cannot load or run a part of the model.
+        UsageError: The data can be gone through only once.
     """
+    if calibration.batches(model).once:
+        raise UsageError(
+            "layer by layer the data is gone through more than once: give a list of feeds, or arrays, in place of an "
+            "iterator, or sequential=False"
+        )
     if corrections is None:
         corrections = Corrections(model, work_of(model.ir.graph, plan, weights), ())
     layers = Layers(
@@ -93,13 +98,13 @@ def solve_in_sequence(
     )
     staged = {number for stage in made for number in stage.layers}
     layers.finish([number for number in range(len(layers.work)) if number not in staged], None)
-    with tempfile.TemporaryDirectory(prefix="onnxq-") as temporary:
-        parts = _Parts(model, layers, calibration, (Path(temporary), budget_bytes), rounded)
+    with temporary_folder() as temporary:
+        parts = _Parts(model, layers, calibration, (temporary, budget_bytes), rounded)
         for done, stage in enumerate(made):
             left = any(layers.left(later.layers) for later in made[done:])
             layers.finish(stage.layers, parts.run(stage) if left else None)
-            if progress is not None:
-                progress(done + 1, len(made))
+            if calibration.progress is not None:
+                calibration.progress(done + 1, len(made))
     return layers.solutions
 
 

@@ -23,7 +23,9 @@ class Memory:
         self, name: str, dtype: ir.DataType, shape: Sequence[int], chunks: Iterable[bytes | np.ndarray]
     ) -> ir.TensorProtocol:
         """See `Sink.append`."""
-        stored = np.frombuffer(b"".join(bytes(chunk) for chunk in chunks), np.uint8)
+        stored = np.frombuffer(
+            b"".join(chunk if isinstance(chunk, bytes) else chunk.tobytes() for chunk in chunks), np.uint8
+        )
         if dtype.bitwidth < 8:
             return ir.PackedTensor(stored, dtype, shape=ir.Shape(shape), name=name)
         return ir.Tensor(stored.view(dtype.numpy()).reshape(shape), dtype, name=name)

@@ -2,9 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,9 @@ from onnxq.passes.calibrate import Reading, reading_of
 from onnxq.passes.form import grouping
 from onnxq.passes.plan import Decision, Plan
 from onnxq.recipes import NonFinitePolicy, QuantSpec
+
+# Squares of numbers in between, and sums of some million of them, are normal in float32.
+_SQUARABLE = 1e-16, 1e16
 
 
 @dataclass(frozen=True)
@@ -78,19 +83,32 @@ def work_of(graph: ir.Graph, plan: Plan, weights: Sequence[Weight]) -> list[Work
     ]
 
 
-def in_order(executor: Executor, calls: Sequence[Callable[[], Solution | str]]) -> Iterator[Solution | str]:
-    """What the calls give, in their order, with only as many results alive as there are workers."""
+@contextmanager
+def in_order(calls: Iterable[Callable[[], Solution | str]], threads: int | None) -> Iterator[Iterator[Solution | str]]:
+    """What the calls give, in their order; the context ends the threads.
+
+    Args:
+        calls: Each for one weight.
+        threads: That call; by default one a processor. Beside the result just taken, one for each is being made or
+            waits, and no more.
+    """
+    workers = threads or os.cpu_count() or 1
     pending: deque[Future[Solution | str]] = deque()
-    try:
+
+    def results() -> Iterator[Solution | str]:
         for call in calls:
             pending.append(executor.submit(call))
-            if len(pending) > (os.cpu_count() or 1):
+            if len(pending) > workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
+
+    with ThreadPoolExecutor(workers) as executor:
+        try:
+            yield results()
+        finally:
+            for future in pending:
+                future.cancel()
 
 
 def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: Any = np) -> Solution | str:
@@ -124,28 +142,54 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         h = None if curvature is None else curvature.matrix
         return replace(found, low_rank=low_rank.factors(rest[0] - found.decode()[0], h, spec.low_rank))
 
-    def solved(array: np.ndarray) -> Solution:
+    def solved(array: np.ndarray) -> Solution | str:
+        if spec.method != "rtn" and (reason := _beyond_squares(array, spec.method)):
+            return reason
         if curvature is None:
-            return rounded(array)
+            return _unless_lost(rounded(array))
         if group.matrix[2] != 1:
-            return _aimed(array, curvature, rounded)
+            return _unless_lost(_aimed(array, curvature, rounded))
         # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
+        return _unless_lost(_turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded)))
 
     try:
         return solved(array)
-    except NonFiniteError:
-        what = unusable(weight)
+    except NonFiniteError as error:
+        # A name may hold what means something in a glob.
+        what, glob_of_it = unusable(weight), escape(weight.name)
         if what is None:
-            raise
+            raise NonFiniteError(
+                f"weight '{weight.name}': {error}; leave it float with --exclude '{glob_of_it}'"
+            ) from error
         if policy == "error":
             raise NonFiniteError(
-                f"{what}; leave it float with --non-finite skip or --exclude '{weight.name}', or clamp it with "
+                f"{what}; leave it float with --non-finite skip or --exclude '{glob_of_it}', or clamp it with "
                 "--non-finite clamp"
             ) from None
         if policy == "skip":
             return what
         return solved(_clamped(array))
+
+
+def _beyond_squares(array: np.ndarray, method: str) -> str | None:
+    """Why a method that adds up squares in float32 can do nothing with a weight; None where it can.
+
+    Raises:
+        NonFiniteError: It holds NaN or Inf.
+    """
+    low, high = extremes(array, None)
+    largest = max(float(high.max()), -float(low.min()))
+    if largest == 0 or _SQUARABLE[0] < largest < _SQUARABLE[1]:
+        return None
+    return f"its numbers, up to {largest:.1g}, have no squares in float32, which method {method} needs; rtn does not"
+
+
+def _unless_lost(solution: Solution) -> Solution | str:
+    """A solution that is something else than zeros; else why the weight is better left alone."""
+    # What makes up for other errors may lie further from the weight than zeros do.
+    if solution.squared_error < solution.squared_norm or solution.squared_norm == 0 or solution.decode().any():
+        return solution
+    return "rounding would leave nothing of it: its numbers are too small for its scales"
 
 
 def unusable(weight: Weight) -> str | None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
+from onnxq.model.scopes import subgraphs
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -109,14 +111,8 @@ def _makers(graph: ir.Graph, names: Set[str], depths: dict[str, int]) -> dict[ir
 
 def _inner(node: ir.Node) -> Iterator[ir.Node]:
     """The nodes of the subgraphs of a node."""
-    for attribute in node.attributes.values():
-        if attribute.is_ref():
-            continue
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield from ir.traversal.RecursiveGraphIterator(attribute.as_graph())
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            for graph in attribute.as_graphs():
-                yield from ir.traversal.RecursiveGraphIterator(graph)
+    for graph in subgraphs(node):
+        yield from ir.traversal.RecursiveGraphIterator(graph)
 
 
 def _reads(node: ir.Node) -> set[str]:

@@ -39,6 +39,10 @@ class Change:
     reason: str | None = None
 
 
+class Refusal(Exception):  # noqa: N818
+    """Why nothing is done at one place of a model; who tries it makes a `Change` of it."""
+
+
 @dataclass(frozen=True)
 class Context:
     """What a step has to go by.

@@ -110,7 +110,7 @@ def activation_versions(spec: ActivationSpec, dtype: ir.DataType, target: Target
         opset, ir_version = _FP8_OPSET, _FP8_IR_VERSION
     else:
         opset, ir_version = FUNCTION_OPSET, FUNCTION_IR_VERSION
-    if spec.granularity == "token":
+    if spec.of_rows:
         opset = max(opset, _ROWS_OPSET)
     return opset, max(ir_version, _ir_version_of(opset))
 

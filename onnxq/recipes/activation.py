@@ -7,7 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from onnxq.errors import UsageError
 from onnxq.formats import Format, Integer, Minifloat, get_format
 
-ActivationGranularity = Literal["tensor", "channel", "token"]
+ActivationGranularity = Literal["tensor", "channel", "token", "group"]
+_OF_ROWS = ("token", "group")
 Range = Literal["absmax", "percentile", "entropy", "mse", "dynamic"]
 
 
@@ -16,14 +17,16 @@ class ActivationSpec(BaseModel):
 
     Attributes:
         format: An integer, one of the two FP8 types, `fp6_e3m2`, or a small float of one or two exponent bits.
-        granularity: One scale for the whole tensor, for each channel of the axis that the product sums over, or for
-            each token: a row along the last axis.
+        granularity: One scale for the whole tensor, for each channel of the axis that the product sums over, for each
+            token: a row along the last axis, or for each group of `group_size` neighbours in such a row.
+        group_size: Neighbours that share a scale; only with `granularity: group`.
+        scale: `auto`, float32; or `e8m0` for groups, the powers of two of the MX formats.
         range: Where the format's largest value lies: `absmax`, the largest magnitude seen on calibration data, or
             less of it (`percentile`, `entropy`, `mse`); `dynamic` measures each input while the model runs. By default
-            `dynamic` for tokens and `absmax` for all else.
+            `dynamic` for tokens and groups and `absmax` for all else.
         percentile: Of the values, in percent, that are within the range; for `range: percentile`.
-        clip_ratio: With `granularity: token`, how much of a row's range the format covers; what lies beyond is clipped,
-            and all else rounded more finely (QuaRot, arXiv 2404.00456, takes 0.9 at four bits).
+        clip_ratio: For tokens and groups, how much of the range the format covers; what lies beyond is clipped, and all
+            else rounded more finely (QuaRot, arXiv 2404.00456, takes 0.9 at four bits).
         symmetric: False places a zero point where the values lie; integers only.
     """
 
@@ -31,6 +34,8 @@ class ActivationSpec(BaseModel):
 
     format: str
     granularity: ActivationGranularity = "tensor"
+    group_size: Annotated[int | None, Field(ge=2, le=1 << 20)] = None
+    scale: Literal["auto", "e8m0"] = "auto"
     range: Range | None = None
     percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
     clip_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -52,10 +57,21 @@ class ActivationSpec(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "ActivationSpec":
         integer = isinstance(get_format(self.format), Integer)
-        if self.granularity == "token" and not self.is_dynamic:
-            raise ValueError(f"granularity token has a scale for each row it meets: leave out range: {self.range}")
-        if self.granularity != "token" and self.clip_ratio != 1:
-            raise ValueError("clip_ratio goes with granularity: token; static scales have range: mse or percentile")
+        if self.of_rows and not self.is_dynamic:
+            raise ValueError(
+                f"granularity {self.granularity} measures what it meets while the model runs: leave out "
+                f"range: {self.range}"
+            )
+        if self.granularity == "group" and self.group_size is None:
+            raise ValueError("granularity 'group' needs group_size, for instance group_size: 32")
+        if self.granularity != "group" and self.group_size is not None:
+            raise ValueError(f"group_size {self.group_size} needs granularity: group")
+        if self.scale != "auto" and (self.granularity != "group" or not self.symmetric or self.clip_ratio != 1):
+            raise ValueError(f"scale {self.scale} goes with granularity: group, without zero points and clip_ratio")
+        if not self.of_rows and self.clip_ratio != 1:
+            raise ValueError(
+                "clip_ratio goes with granularity: token or group; static scales have range: mse or percentile"
+            )
         if self.granularity == "channel" and self.ranging != "absmax":
             raise ValueError(f"granularity channel takes range: absmax, not {self.ranging}")
         if not self.symmetric and not integer:
@@ -73,7 +89,12 @@ class ActivationSpec(BaseModel):
     @property
     def ranging(self) -> Range:
         """The range, written out."""
-        return self.range or ("dynamic" if self.granularity == "token" else "absmax")
+        return self.range or ("dynamic" if self.of_rows else "absmax")
+
+    @property
+    def of_rows(self) -> bool:
+        """Scales belong to rows along the last axis, or to groups in them."""
+        return self.granularity in _OF_ROWS
 
     @property
     def is_dynamic(self) -> bool:
@@ -82,13 +103,16 @@ class ActivationSpec(BaseModel):
 
     def describe(self) -> str:
         """One line for people: `uint8, one scale, zero points, mse`."""
-        where = {"tensor": "one scale", "channel": "per channel", "token": "per token"}
+        groups = f"groups of {self.group_size}"
+        where = {"tensor": "one scale", "channel": "per channel", "token": "per token", "group": groups}
         parts = [self.format, where[self.granularity]]
+        if self.scale != "auto":
+            parts.append(f"{self.scale} scales")
         if not self.symmetric:
             parts.append("zero points")
         if self.ranging == "percentile":
             parts.append(f"percentile {self.percentile:g}")
-        elif self.ranging != "absmax" and self.granularity != "token":
+        elif self.ranging != "absmax" and not self.of_rows:
             parts.append(self.ranging)
         if self.clip_ratio != 1:
             parts.append(f"clipped at {self.clip_ratio:g}")

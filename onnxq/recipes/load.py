@@ -1,5 +1,6 @@
 """Recipes from YAML: every mistake is named with file, line, key and the nearest valid name."""
 
+import os
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -33,6 +34,10 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
     """
     if isinstance(recipe, Recipe):
         return _extended(recipe)
+    if not isinstance(recipe, str | os.PathLike):
+        raise RecipeError(
+            f"a recipe is the name of a preset, the path of a .yaml file or a Recipe, not {type(recipe).__name__}"
+        )
     for path in _presets():
         if path.name == f"{recipe}.yaml":
             return parse_recipe(path.read_text("utf-8"), source=f"preset {recipe}")
@@ -120,7 +125,12 @@ def _extended(recipe: Recipe, source: str = "recipe") -> Recipe:
     try:
         return Recipe(**given | joined)
     except ValidationError as error:
-        raise RecipeError(f"{source}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+        raise RecipeError(f"{source}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """What is wrong with a recipe that was not read from a file, in one sentence."""
+    return error.errors()[0]["msg"].removeprefix("Value error, ")
 
 
 def _index(node: yaml.Node, place: _Place, lines: dict[_Place, int], source: str, depth: int) -> None:

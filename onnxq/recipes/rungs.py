@@ -5,8 +5,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from onnxq.errors import UsageError
 from onnxq.formats import Integer, get_format
-from onnxq.recipes.load import load_recipe, preset_names
+from onnxq.recipes.load import first_mistake, load_recipe, preset_names
 from onnxq.recipes.recipe import Match, Recipe, Role, Rule
 from onnxq.recipes.spec import Method, QuantSpec
 
@@ -29,33 +32,42 @@ def rung(name: str | Path | Recipe, method: Method | None = None) -> Recipe:
         method: In place of the methods that the recipe names, where it goes with the format.
 
     Raises:
-        UsageError: There is no such format.
+        UsageError: There is no such format, or it does not go with its groups or with the method.
         RecipeError: There is no such preset or file, or a mistake in it.
     """
     match = _RUNG.fullmatch(name) if isinstance(name, str) and name not in preset_names() else None
     if match is None:
         recipe = load_recipe(name)
     else:
-        kind, group = get_format(match["format"]), match["group"]
-        symmetric = not isinstance(kind, Integer) or kind.bits >= _SYMMETRIC_BITS
-        spec = QuantSpec(
+        recipe = Recipe(name=str(name), rules=(Rule(weight=_spec(str(name), match["format"], match["group"])),))
+    return recipe if method is None else recipe.model_copy(update={"rules": tuple(_by(method, recipe))})
+
+
+def _spec(name: str, kind_name: str, group: str | None) -> QuantSpec:
+    """The spec of a format with its groups."""
+    kind = get_format(kind_name)
+    try:
+        return QuantSpec(
             format=(kind.name,),
             granularity="group" if group else "channel",
             group_size=int(group) if group else None,
             scale="fp16" if group else "auto",
-            symmetric=symmetric,
+            symmetric=not isinstance(kind, Integer) or (kind.signed and kind.bits >= _SYMMETRIC_BITS),
         )
-        recipe = Recipe(name=str(name), rules=(Rule(weight=spec),))
-    return recipe if method is None else recipe.model_copy(update={"rules": tuple(_by(method, recipe.rules))})
+    except ValidationError as error:
+        raise UsageError(f"'{name}': {first_mistake(error)}") from None
 
 
-def _by(method: Method, rules: Iterable[Rule]) -> Iterable[Rule]:
-    """Rules with another method; where zero points are moved, only those that have some."""
-    for rule in rules:
+def _by(method: Method, recipe: Recipe) -> Iterable[Rule]:
+    """The rules of a recipe with another method; where zero points are moved, only those that have some."""
+    for rule in recipe.rules:
         if rule.weight is None or (method == "hqq" and rule.weight.symmetric):
             yield rule
         else:
-            spec = QuantSpec.model_validate(rule.weight.model_dump() | {"method": method})
+            try:
+                spec = QuantSpec.model_validate(rule.weight.model_dump() | {"method": method})
+            except ValidationError as error:
+                raise UsageError(f"method {method} does not go with '{recipe.name}': {first_mistake(error)}") from None
             yield rule.model_copy(update={"weight": spec})
 
 

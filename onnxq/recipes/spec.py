@@ -14,7 +14,7 @@ Method = Literal["rtn", "clip", "search", "hqq", "kmeans", "gptq", "erq", "pb-ll
 
 def as_list(value: object) -> object:
     """Let a recipe write one item where a list is meant."""
-    return [value] if isinstance(value, str) else value
+    return [value] if isinstance(value, str | float | int) else value
 
 
 class QuantSpec(BaseModel):

@@ -9,20 +9,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from onnxq.errors import UsageError
 from onnxq.formats import Minifloat, get_format
+from onnxq.recipes.spec import as_list
 
 SiteKind = Literal["norm", "value", "gate", "linear"]
 SITE_KINDS: tuple[SiteKind, ...] = ("norm", "value", "gate", "linear")
 
-
-def _as_tuple(value: object) -> object:
-    """Let a recipe write one item where a list is meant."""
-    return value if isinstance(value, list | tuple) else (value,)
-
-
 RotationSite = Literal["residual", "value", "online"]
 ROTATION_SITES: tuple[RotationSite, ...] = ("residual", "value", "online")
-RotationSites = Annotated[tuple[RotationSite, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
-Sites = Annotated[tuple[SiteKind, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
+RotationSites = Annotated[tuple[RotationSite, ...], BeforeValidator(as_list), Field(min_length=1)]
+Sites = Annotated[tuple[SiteKind, ...], BeforeValidator(as_list), Field(min_length=1)]
 
 
 class Diagonal(BaseModel):
@@ -48,9 +43,9 @@ class Smooth(Diagonal):
     """
 
     method: Literal["smooth"]
-    alpha: Annotated[
-        tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(_as_tuple), Field(min_length=1)
-    ] = (0.5,)
+    alpha: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], BeforeValidator(as_list), Field(min_length=1)] = (
+        0.5,
+    )
 
     def describe(self) -> str:
         """One line for people: `smooth, alpha 0.5`."""

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import yaml
 
-from onnxq.errors import OutputError
-from onnxq.model.replacing import replacing
+from onnxq.model.replacing import write_text
 from onnxq.recipes.recipe import Recipe
 
 
@@ -21,9 +20,4 @@ def write_recipe(recipe: Recipe, path: str | Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    target = Path(path)
-    try:
-        with replacing(target) as partial:
-            partial.write_text(recipe_text(recipe), "utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write the recipe '{target}': {error.strerror}") from error
+    write_text(Path(path), recipe_text(recipe), "the recipe")

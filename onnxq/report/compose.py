@@ -17,7 +17,8 @@ from onnxq.passes.record import PassRecord
 from onnxq.passes.rounding import ActivationPlan
 from onnxq.recipes import Recipe
 from onnxq.recipes.write import recipe_text
-from onnxq.report.report import Activation, Entry, Report
+from onnxq.report.contents import Activation, Entry
+from onnxq.report.report import Report
 
 
 def planned(

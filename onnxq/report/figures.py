@@ -8,8 +8,8 @@ from onnxq.errors import number_of
 from onnxq.formats import LEARNED_FORMATS, get_format
 from onnxq.methods.histogram import BINS, span
 from onnxq.report.chart import Axis, Chart, Dot, Tick, from_top, steps
+from onnxq.report.contents import Contents, Entry
 from onnxq.report.findings import Candidate, LayerLosses, Tradeoff
-from onnxq.report.report import Entry, Report
 from onnxq.report.text import shorten
 
 # As many grid lines as a picture of a few hundred pixels can tell apart.
@@ -55,12 +55,12 @@ class Outline:
     high: float
 
 
-def formats_of(report: Report) -> tuple[str, ...]:
+def formats_of(report: Contents) -> tuple[str, ...]:
     """The formats in use, each once: the order of their colours."""
     return tuple(sorted({str(each.format) for each in report.quantized}))
 
 
-def size_bars(report: Report) -> list[tuple[str, list[Segment]]]:
+def size_bars(report: Contents) -> list[tuple[str, list[Segment]]]:
     """Two bars, before and after: weights by format, weights left as they are, and the rest of the file."""
     longest = max(report.model_bytes, report.output_bytes, 1)
 
@@ -80,7 +80,7 @@ def size_bars(report: Report) -> list[tuple[str, list[Segment]]]:
     return [*bars, ("after", bar(report.output_bytes, after=True))] if report.output_bytes else bars
 
 
-def layers_chart(report: Report) -> Chart | None:
+def layers_chart(report: Contents) -> Chart | None:
     """SQNR of each weight, in graph order; those left as they are have a mark at the bottom."""
     found = [(row, each, each.sqnr_db) for row, each in enumerate(report.entries) if each.sqnr_db is not None]
     if not found:
@@ -104,7 +104,7 @@ def layers_chart(report: Report) -> Chart | None:
     return Chart(about, dots, from_top(axis.ticks), series=formats, x_label="weights in graph order", marks=skipped)
 
 
-def losses_chart(report: Report, losses: LayerLosses) -> Chart | None:
+def losses_chart(report: Contents, losses: LayerLosses) -> Chart | None:
     """Loss of each weight alone, in graph order, a colour for each format or recipe."""
     rows = {each.weight: row for row, each in enumerate(report.entries)}
     labels = {each.weight: each.label for each in report.entries}
@@ -166,7 +166,7 @@ def _with_room(dots: Sequence[Dot]) -> list[Dot]:
     return made
 
 
-def outlines(report: Report, count: int) -> list[Outline]:
+def outlines(report: Contents, count: int) -> list[Outline]:
     """The weights that rounding changed most, and how their values lie on the grid."""
     found = [(row, each) for row, each in enumerate(report.entries) if each.histogram and each.sqnr_db is not None]
     worst = sorted(found, key=lambda item: item[1].sqnr_db or 0.0)[:count]

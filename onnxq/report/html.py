@@ -9,15 +9,15 @@ from importlib import resources
 from pathlib import Path
 
 from onnxq.report import figures
+from onnxq.report.contents import Contents, Entry, bits_each
 from onnxq.report.findings import LayerLosses, Tradeoff
-from onnxq.report.report import Entry, Report, bits_each
 from onnxq.report.text import op_text, seconds_text, shape_text, size_text
 
 # Large pictures of single weights: enough to see a pattern.
 _OUTLINES = 6
 
 
-def render(report: Report, *, losses: LayerLosses | None = None, tradeoff: Tradeoff | None = None) -> str:
+def render(report: Contents, *, losses: LayerLosses | None = None, tradeoff: Tradeoff | None = None) -> str:
     """The page.
 
     Args:
@@ -87,7 +87,7 @@ def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return dict(found)
 
 
-def _title(report: Report) -> str:
+def _title(report: Contents) -> str:
     model = Path(report.model).name if report.model else "model in memory"
     return f"{model} in {report.recipe}"
 

@@ -7,11 +7,11 @@ from rich.table import Table
 from rich.text import Text
 
 from onnxq.errors import number_of
-from onnxq.report.report import Entry, Report, bits_each, bytes_after, bytes_before, tally
+from onnxq.report.contents import Contents, Entry, bits_each, bytes_after, bytes_before, tally
 from onnxq.report.text import Name, counted, op_text, seconds_text, shape_text, size_text, table
 
 
-def summary(report: Report) -> Iterator[RenderableType]:
+def summary(report: Contents) -> Iterator[RenderableType]:
     """What a conversion did: weights by format, those left as they are by reason, the file, notes and warnings."""
     yield from _changes(report)
     if report.quantized:
@@ -23,7 +23,7 @@ def summary(report: Report) -> Iterator[RenderableType]:
     yield from _notes(report)
 
 
-def planned(report: Report) -> Iterator[RenderableType]:
+def planned(report: Contents) -> Iterator[RenderableType]:
     """What a conversion would do: each weight with its format or the reason why not, and the sums."""
     if report.entries:
         yield from (_weights(report), Text())
@@ -40,7 +40,7 @@ def planned(report: Report) -> Iterator[RenderableType]:
     yield from _notes(report)
 
 
-def _by_format(report: Report) -> Table:
+def _by_format(report: Contents) -> Table:
     made = table(
         {
             "format": "word",
@@ -63,7 +63,7 @@ def _by_format(report: Report) -> Table:
     return made
 
 
-def _weights(report: Report) -> Table:
+def _weights(report: Contents) -> Table:
     made = table(
         {
             "weight": "name",
@@ -83,13 +83,13 @@ def _weights(report: Report) -> Table:
     return made
 
 
-def _skipped(report: Report) -> Iterator[RenderableType]:
+def _skipped(report: Contents) -> Iterator[RenderableType]:
     if report.skipped:
         yield Text(f"Left as they are: {len(report.skipped)} of {number_of(len(report.entries), 'weight')}")
         yield counted(report.reasons)
 
 
-def _each_activation(report: Report) -> Table:
+def _each_activation(report: Contents) -> Table:
     made = table({"activation": "name", "read by": "word", "readers": "number", "format, or why it stays": "text"})
     for each in report.activations:
         what = Text(str(each.spec)) if each.format else Text(str(each.reason), style="dim")
@@ -97,7 +97,7 @@ def _each_activation(report: Report) -> Table:
     return made
 
 
-def _activations(report: Report) -> Iterator[RenderableType]:
+def _activations(report: Contents) -> Iterator[RenderableType]:
     """How many activations are rounded to what, and why others are not."""
     rounded = tally([str(each.spec) for each in report.activations if each.format])
     if rounded:
@@ -108,7 +108,7 @@ def _activations(report: Report) -> Iterator[RenderableType]:
         yield counted(kept)
 
 
-def _changes(report: Report) -> Iterator[RenderableType]:
+def _changes(report: Contents) -> Iterator[RenderableType]:
     """What each step did, how often, and where it did nothing."""
     for step in dict.fromkeys(each.step for each in report.changes):
         here = [each for each in report.changes if each.step == step]
@@ -121,7 +121,7 @@ def _changes(report: Report) -> Iterator[RenderableType]:
             yield counted(tally([str(each.reason) for each in here if each.done is None]))
 
 
-def _outcome(report: Report) -> str:
+def _outcome(report: Contents) -> str:
     took = f"in {seconds_text(report.seconds)}"
     rounded = any(each.format for each in report.activations)
     if not report.quantized and not rounded and not any(each.done for each in report.changes):
@@ -130,7 +130,7 @@ def _outcome(report: Report) -> str:
     return f"Wrote {report.output}: {size_text(report.output_bytes)}, {ratio}, {took}"
 
 
-def _notes(report: Report) -> Iterator[RenderableType]:
+def _notes(report: Contents) -> Iterator[RenderableType]:
     """Warnings last, where they are seen."""
     for note in report.notes:
         yield Text(f"note: {note}")
@@ -152,7 +152,7 @@ def _quality(entries: Sequence[Entry]) -> str:
     return low if low == high else f"{low} … {high}"
 
 
-def _worst(report: Report) -> Iterator[RenderableType]:
+def _worst(report: Contents) -> Iterator[RenderableType]:
     """The weight that rounding changed most."""
     measured = [each for each in report.quantized if each.sqnr_db is not None]
     if measured:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError
-from onnxq.runtime.inputs import Input
+from onnxq.runtime.inputs import Input, is_past
 from onnxq.runtime.session import CUDA, run_bound
 
 if TYPE_CHECKING:
@@ -59,11 +59,6 @@ def carried(inputs: Sequence[Input], outputs: Sequence[str]) -> tuple[Carried, .
             raise DataError(f"input {each} is no cache of [batch, heads, tokens, size] with fixed heads and size")
         found.append(Carried(each, present))
     return tuple(found)
-
-
-def is_past(name: str) -> bool:
-    """Whether an input is a part of the cache."""
-    return name.startswith("past")
 
 
 class Cache:

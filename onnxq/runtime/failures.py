@@ -4,7 +4,7 @@ import re
 
 _OTHER_TARGET = "quantize with --target ort, or install a newer onnxruntime"
 
-# Pattern in the text of onnxruntime 1.31, and what it means; `\g<1>` is what the pattern caught.
+# Pattern in the text of onnxruntime 1.31 or 1.32, and what it means; `\g<1>` is what the pattern caught.
 _CAUSES: tuple[tuple[str, str], ...] = (
     (
         r"Unsupported model IR version: (\d+), max supported IR version: (\d+)",
@@ -19,7 +19,17 @@ _CAUSES: tuple[tuple[str, str], ...] = (
         rf"tensor '\g<1>' has a number type it does not know, such as FLOAT6; {_OTHER_TARGET}",
     ),
     (
-        r"Could not find an implementation for (\w+)\((\d+)\) node with name '(.*?)'",
+        # 1.32 knows the name of the type.
+        r"Type 'tensor\((float[46]\w+)\)' of input parameter \((.*?)\) of operator",
+        rf"tensor '\g<2>' has a number type that this opset does not take, \g<1>; {_OTHER_TARGET}",
+    ),
+    (
+        # All that 1.32 says where it allocates such a tensor.
+        r"NOT_IMPLEMENTED : *$",
+        rf"the file has tensors of a number type that it cannot hold, such as FLOAT6; {_OTHER_TARGET}",
+    ),
+    (
+        r"(?:Could not find an implementation|Failed to find kernel) for (\w+)\((\d+)\) .*?(?:name |node:)'(.*?)'",
         rf"it has no kernel for \g<1> (opset \g<2>, node '\g<3>') on these number types; {_OTHER_TARGET}",
     ),
     (

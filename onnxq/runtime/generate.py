@@ -1,5 +1,6 @@
 """Text from a language model: prompts are read once, and continued token by token."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -7,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,6 +22,9 @@ from onnxq.runtime.scoring import CachedScorer, Scorer, WholeScorer
 from onnxq.runtime.session import session
 from onnxq.runtime.source import checked
 from onnxq.runtime.text import GrowingText, end_tokens, load_tokenizer
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 Finish = Literal["length", "stop", "end"]
 
@@ -92,17 +96,18 @@ class Generator:
         if cuda_graph and not self._in_place:
             raise UsageError("a CUDA graph needs shapes that stay: this model's cache grows (no GroupQueryAttention)")
         with ExitStack() as stack:
-            self._session = session(
+            opened = session(
                 stack.enter_context(opening),
                 providers=providers,
                 threads=threads,
                 accuracy_level=accuracy_level,
                 cuda_graph=cuda_graph,
             )
-            inputs = inputs_of(self._session, loaded)
-            self._cache = carried(inputs, [output.name for output in self._session.get_outputs()])
+            inputs = inputs_of(opened, loaded)
+            self._cache = carried(inputs, [output.name for output in opened.get_outputs()])
             self._ids = token_input(inputs)
             self._longest = table_rows(attentions[0]) if attentions else None if self._cache else self._ids.fixed(1)
+            self._session: onnxruntime.InferenceSession | None = opened
             self._open = stack.pop_all()
 
     def __enter__(self) -> "Generator":
@@ -115,7 +120,7 @@ class Generator:
 
     def close(self) -> None:
         """Let go of the model; nothing can be generated any more."""
-        del self._session
+        self._session = None
         self._open.close()
 
     @property
@@ -148,15 +153,15 @@ class Generator:
             on_text: called with the number of a prompt and each piece of its text as it becomes certain.
 
         Raises:
-            UsageError: a setting out of range, no prompt, or an empty one.
+            UsageError: a setting out of range, no prompt, or an empty one; or the model was closed.
             DataError: the tokenizer is another model's, a prompt is longer than the model takes, or the model cannot
                 read prompts of several lengths.
             NonFiniteError: the model's scores hold NaN or +Inf.
             SessionError: onnxruntime cannot run the model.
         """
-        if max_new_tokens < 1 or temperature < 0 or top_k < 0 or not 0 < top_p <= 1:
+        if max_new_tokens < 1 or not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
             raise UsageError(
-                "max_new_tokens is at least 1, temperature and top_k at least 0, top_p above 0 and at most 1"
+                "max_new_tokens is at least 1, temperature, top_k and seed at least 0, top_p above 0 and at most 1"
             )
         ids: list[list[int]] = [self._words.encode(prompt).ids for prompt in prompts]
         if not ids or not all(ids):
@@ -169,7 +174,7 @@ class Generator:
             _Text(
                 each,
                 min(limit, len(each) + max_new_tokens),
-                GrowingText(self._words, len(each), stop, on_text and partial(on_text, number)),
+                GrowingText(self._words, each, stop, on_text and partial(on_text, number)),
             )
             for number, each in enumerate(ids)
         ]
@@ -188,6 +193,8 @@ class Generator:
         return tuple(text.result(seconds, first) for text in texts)
 
     def _scorer(self, capacity: int) -> Scorer:
+        if self._session is None:
+            raise UsageError("this generator is closed, and its model with it: make another one")
         vocabulary = self._words.get_vocab_size()
         if not self._cache:
             return WholeScorer(self._session, vocabulary)

@@ -70,6 +70,11 @@ def closed(shape: tuple[int | str | None, ...], size: int | None) -> tuple[int |
     return (*shape[:3], size) if size is not None and len(shape) == 4 and not isinstance(shape[3], int) else shape
 
 
+def is_past(name: str) -> bool:
+    """Whether an input is a part of the cache of keys and values."""
+    return name.startswith("past")
+
+
 def token_input(inputs: Sequence[Input]) -> Input:
     """The input that takes token ids: `input_ids`, or else the only integer input of two dimensions."""
     for candidate in inputs:
@@ -108,7 +113,7 @@ def _companion(wanted: Input, batch: int, length: int) -> NDArray[Any]:
         return np.broadcast_to(np.arange(length, dtype=wanted.dtype), (batch, length)).copy()
     if name == "token_type_ids" and rank == 2:
         return np.zeros((batch, length), wanted.dtype)
-    if name.startswith("past") and rank == 4:
+    if is_past(name) and rank == 4:
         # [batch, heads, past length, head size]: everything fixed but the batch and the length, which is 0.
         heads, size = wanted.fixed(1), wanted.fixed(3)
         if heads is not None and size is not None and wanted.fixed(2) in (None, 0):

@@ -1,29 +1,19 @@
-"""The native library: where it is, what it can run, and how a session gets its operators.
+"""The native library: where it is, and what it can run.
 
 A model stays correct without it: onnxruntime then runs the functions that the model carries for the same operators.
 """
 
 import ctypes
-import logging
 import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnxq.errors import SessionError
 from onnxq.runtime.cuda.interface import declare
 
-if TYPE_CHECKING:
-    import onnxruntime
-
-logger = logging.getLogger(__name__)
-
 _LIBRARY_VARIABLE = "ONNXQ_NATIVE_LIBRARY"
-# Entries of session options that the library reads and writes; see custom_ops/ops/register.cc.
-_DEQUANTIZE_ENTRY = "onnxq.native.dequantize"
-_INT8_ENTRY = "onnxq.native.int8"
-_CUDA_ENTRY = "onnxq.native.cuda"
 # Activations of a row that share a scale, where they are rounded.
 _INT8_RUN = 32
 # Functions of the library that name its operators, one a line.
@@ -82,55 +72,6 @@ def rounds_activations(operator: str, k: int, block: int) -> bool:
         return False
     name = operator.removeprefix("MatMul").removeprefix("Linear").removesuffix("Asymmetric")
     return bool(library.OnnxqRounds(name.encode()))
-
-
-def register(
-    options: "onnxruntime.SessionOptions", *, dequantize: bool = False, int8: bool = False, cuda: bool = False
-) -> bool:
-    """Give the sessions made with `options` the native kernels of onnxq's operators. A second call changes nothing.
-
-    Args:
-        options: changed in place.
-        dequantize: run `Dequantize<F>` in kernels as well. onnxruntime folds the function of that operator to a float
-            weight at load; a kernel keeps the weight packed in memory, and decodes it in every run.
-        int8: let products on the CPU round activations to int8 where that is faster; `rounds_activations` says which.
-        cuda: the session will run on CUDA: give it the operators of the GPU, `MatMul<F>Tiled`, instead of those of the
-            CPU. Their kernels are compiled when the session is made, and kept on disk by CuPy.
-
-    Returns:
-        Whether the kernels are there. If not, a session made with `options` runs the functions in the model;
-        `native_library().problem` says why, or with `cuda` `onnxq.runtime.cuda.device.problem()`.
-
-    Raises:
-        SessionError: the library and onnxruntime do not go together.
-    """
-    library = native_library()
-    if library.problem or (cuda and not _compiles_for_cuda()):
-        return False
-    if cuda:
-        options.add_session_config_entry(_CUDA_ENTRY, "1")
-    if dequantize:
-        options.add_session_config_entry(_DEQUANTIZE_ENTRY, "1")
-    if int8:
-        options.add_session_config_entry(_INT8_ENTRY, "1")
-    try:
-        options.register_custom_ops_library(str(library.path))
-    except Exception as error:
-        raise SessionError(f"onnxruntime does not take '{library.path}': {error}") from error
-    return True
-
-
-def _compiles_for_cuda() -> bool:
-    """Let the library ask this process for kernels, if that can give any."""
-    from onnxq.runtime.cuda import device
-
-    if reason := device.problem():
-        logger.info("no GPU kernels: %s", reason)
-        return False
-    from onnxq.runtime.cuda.compiler import callback
-
-    loaded_library().OnnxqSetCompiler(callback)
-    return True
 
 
 def _place() -> str:

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnxq.errors import DataError, NonFiniteError
-from onnxq.runtime.cache import Cache, Carried, is_past
-from onnxq.runtime.inputs import Input, inputs_of, token_feed, token_input
+from onnxq.runtime.cache import Cache, Carried
+from onnxq.runtime.inputs import Input, inputs_of, is_past, token_feed, token_input
 from onnxq.runtime.session import run
 
 if TYPE_CHECKING:
@@ -35,9 +35,15 @@ class WholeScorer:
 
     def scores(self, sequences: Sequences) -> Scores:
         """As `Scorer`."""
+        batch = self._ids.fixed(0) or len(sequences)
+        starts = range(0, len(sequences), batch)
+        return np.concatenate([self._scored(sequences[at : at + batch], batch) for at in starts])
+
+    def _scored(self, sequences: Sequences, batch: int) -> Scores:
+        """Scores of so many sequences as are run at once, or fewer."""
         # Padded behind to what the model takes; what follows a token does not change its scores.
         length = self._ids.fixed(1) or max(map(len, sequences))
-        padded = np.zeros((self._ids.fixed(0) or len(sequences), length), np.int64)
+        padded = np.zeros((batch, length), np.int64)
         for row, ids in zip(padded, sequences, strict=False):
             row[: len(ids)] = ids
         (logits,) = run(self._opened, [self._output], token_feed(self._inputs, padded))
@@ -56,7 +62,7 @@ class CachedScorer:
         self,
         opened: "onnxruntime.InferenceSession",
         tensors: Sequence[Carried],
-        vocabulary: int,
+        vocabulary: int | None,
         *,
         capacity: int | None = None,
         captured: bool = False,
@@ -66,7 +72,7 @@ class CachedScorer:
         Args:
             opened: The model.
             tensors: Its cache.
-            vocabulary: Tokens that the tokenizer has.
+            vocabulary: Tokens that the tokenizer has; None for all that the model scores.
             capacity: Tokens that the buffers hold, where the cache stays in place; None where it grows run by run.
             captured: The session captures steps as a CUDA graph, so that all shapes must stay as they are.
         """
@@ -75,7 +81,8 @@ class CachedScorer:
         self._ids, self._output = token_input(self._inputs), logits_name(opened)
         self._capacity, self._captured = capacity, captured
         self._cache: Cache | None = None
-        self._width = vocabulary
+        # How many tokens the model scores, once it has run.
+        self._width = 0
         # How long the cache has become, where it grows.
         self._tokens = 0
 
@@ -147,17 +154,17 @@ def logits_name(opened: "onnxruntime.InferenceSession") -> str:
     return "logits" if "logits" in outputs else str(outputs[0])
 
 
-def check_logits(name: str, shape: Sequence[int], length: int, vocabulary: int) -> None:
+def check_logits(name: str, shape: Sequence[int], length: int, vocabulary: int | None) -> None:
     """Raise a DataError where an output is no [batch, length, vocabulary], or of a smaller vocabulary."""
     if len(shape) != 3 or shape[1] != length:
         raise DataError(f"output '{name}' is {list(shape)}, not [batch, sequence, vocabulary] scores")
-    if shape[2] < vocabulary:
+    if vocabulary is not None and shape[2] < vocabulary:
         raise DataError(
             f"the tokenizer has {vocabulary} tokens and the model scores {shape[2]}: it is another model's tokenizer"
         )
 
 
-def checked_rows(logits: NDArray[Any], at: Sequence[int], vocabulary: int, sequences: Sequences) -> Scores:
+def checked_rows(logits: NDArray[Any], at: Sequence[int], vocabulary: int | None, sequences: Sequences) -> Scores:
     """[batch, vocabulary]: of each sequence the scores at one place; NonFiniteError where they are NaN or +Inf."""
     # Tables are often padded beyond the tokenizer; a padding row is never the next token.
     rows = logits[np.arange(len(sequences)), list(at), :vocabulary].astype(np.float64)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import MissingExtraError, SessionError, UsageError, nearest
 from onnxq.runtime.failures import plain_cause
-from onnxq.runtime.native import register
+from onnxq.runtime.register import register
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -59,7 +59,7 @@ def session(
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
-        UsageError: a provider that this onnxruntime does not have, or an accuracy level out of range.
+        UsageError: no provider, or one that this onnxruntime does not have; no threads; an accuracy level out of range.
         SessionError: onnxruntime refuses the model, or a provider asked for by name could not start.
     """
     ort = _onnxruntime()
@@ -67,6 +67,8 @@ def session(
     if options is None:
         options = ort.SessionOptions()
         options.log_severity_level = _FATAL_ONLY
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}; at least one has to work")
     if threads is not None:
         options.intra_op_num_threads = threads
     if accuracy_level is not None:
@@ -86,7 +88,7 @@ def session(
         )
     except Exception as error:
         raise SessionError(f"onnxruntime {ort.__version__} cannot load {name}: {plain_cause(error)}") from error
-    if providers and opened.get_providers()[0] != chosen[0]:
+    if providers is not None and opened.get_providers()[0] != chosen[0]:
         # onnxruntime itself only logs this and goes on, many times slower, with the next provider.
         raise SessionError(f"onnxruntime could not start {chosen[0]} and fell back to {opened.get_providers()[0]}")
     logger.debug("%s runs on %s", name, ", ".join(opened.get_providers()))
@@ -158,7 +160,11 @@ def _choose(ort: Any, providers: Sequence[str] | None) -> list[str]:
     if providers is None:
         chosen = [CUDA, CPU] if CUDA in available else [CPU]
     else:
-        chosen = [_SHORT_NAMES.get(name.lower(), name) for name in providers]
+        if not providers:
+            raise UsageError("the list names no execution provider: leave it out, or name cpu or cuda")
+        # A text is a sequence of texts too.
+        names = [providers] if isinstance(providers, str) else providers
+        chosen = [_SHORT_NAMES.get(name.lower(), name) for name in names]
         for name in chosen:
             if name not in available:
                 hint = "; pip install 'onnxq[gpu]' brings CUDA" if name == CUDA else ""

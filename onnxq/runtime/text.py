@@ -42,23 +42,22 @@ class GrowingText:
     """New text as it grows; a piece goes out once no stop string and no unfinished character can take it back."""
 
     def __init__(
-        self, words: "Tokenizer", prompt_tokens: int, stop: Sequence[str], on_text: Callable[[str], None] | None
+        self, words: "Tokenizer", prompt: Sequence[int], stop: Sequence[str], on_text: Callable[[str], None] | None
     ) -> None:
-        self._words, self._prompt_tokens, self._stop, self._on_text = (
-            words,
-            prompt_tokens,
-            tuple(filter(None, stop)),
-            on_text,
-        )
-        self._sent = 0
+        self._words, self._stop, self._on_text = words, tuple(filter(None, stop)), on_text
+        # Decoded with the prompt, since a tokenizer may drop the space of a first word.
+        self._begin, self._sent = len(words.decode(prompt)), 0
 
     def stopped(self, ids: Sequence[int]) -> bool:
         """Take the text up to the last id; whether a stop string is in it."""
+        if not self._stop and self._on_text is None:
+            # Decoding takes longer the longer the text is, and nobody looks before the end.
+            return False
         text = self._decoded(ids)
         if self._cut(text) < len(text):
             return True
         held = max((len(each) for each in self._stop), default=1) - 1
-        self._send(text.rstrip("\ufffd")[: len(text) - held])
+        self._send(text.rstrip("\ufffd")[: max(len(text) - held, 0)])
         return False
 
     def finish(self, ids: Sequence[int]) -> str:
@@ -69,9 +68,7 @@ class GrowingText:
         return text
 
     def _decoded(self, ids: Sequence[int]) -> str:
-        # Decoded with the prompt, since a tokenizer may drop the space of a first word.
-        before = self._words.decode(ids[: self._prompt_tokens])
-        return str(self._words.decode(ids))[len(before) :]
+        return str(self._words.decode(ids))[self._begin :]
 
     def _cut(self, text: str) -> int:
         return min((at for each in self._stop if (at := text.find(each)) >= 0), default=len(text))

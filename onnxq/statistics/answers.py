@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from onnxq.errors import NonFiniteError
+from onnxq.errors import ModelError, NonFiniteError
 from onnxq.model.taps import Tap
 from onnxq.statistics.batches import Batch
 from onnxq.statistics.nodes import Nodes
@@ -14,9 +14,21 @@ from onnxq.statistics.reductions import LIMITS, REDUCTIONS, Given
 from onnxq.statistics.requests import Key, Request
 from onnxq.statistics.shelf import Shelf
 
+# Of Unique, and of Clip with limits that are inputs.
+_OPSET = 11
+
 
 def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Tap:
-    """What answers a request: the shape of its rows, whether all are finite (0, else NaN), and then each kind."""
+    """What answers a request: the shape of its rows, whether all are finite (0, else NaN), and then each kind.
+
+    Raises:
+        ModelError: The model is older than the operators that answer.
+    """
+    if opset < _OPSET:
+        raise ModelError(
+            f"statistics of activations need opset {_OPSET}, the model has {opset or 'none'}: use "
+            "onnx.version_converter first"
+        )
     nodes = Nodes(f"onnxq.statistics/{number}", opset)
     floats = nodes.add("Cast", request.tensor, to=onnx.TensorProto.FLOAT)
     rows = request.view.rows(nodes, floats, request.channels)

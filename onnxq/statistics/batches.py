@@ -37,6 +37,9 @@ class Batches(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
 
+    def count(self) -> int:
+        """Samples; where only going through all of them tells, that is done."""
+
 
 class OfFeeds:
     """Batches of data that is cut into samples."""
@@ -47,6 +50,10 @@ class OfFeeds:
         """Take the samples of `feeds`."""
         self.samples = feeds.samples
         self._feeds = feeds
+
+    def count(self) -> int:
+        """See `Batches`."""
+        return self.samples
 
     def __iter__(self) -> Iterator[Batch]:
         for feed in self._feeds:
@@ -69,6 +76,10 @@ class OfIterable:
         self._limit = limit
         self.samples = limit or 0
         self.once = iter(data) is data
+
+    def count(self) -> int:
+        """See `Batches`."""
+        return max(batch.last for batch in self) + 1
 
     def __iter__(self) -> Iterator[Batch]:
         done = 0

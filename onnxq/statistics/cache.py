@@ -5,11 +5,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from onnxq.errors import DataError, NonFiniteError, OutputError
 from onnxq.model.arrays import write_arrays
 from onnxq.model.digest import digest_of, model_digest
 from onnxq.model.load import Model
+from onnxq.model.replacing import check_ending
 from onnxq.model.versions import package_versions
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -92,8 +94,10 @@ def load_statistics(path: str | Path, model: Model, requests: Sequence[Request] 
     return found
 
 
-def check_file(path: Path, *, force: bool) -> None:
-    """Find out before the work whether a file can be written; an OutputError says why not."""
+def check_file(path: Path, *endings: str, force: bool) -> None:
+    """Find out before the work whether a file can be written, and is called what it is; an OutputError says why not."""
+    if endings:
+        check_ending(path, *endings)
     if not path.absolute().parent.is_dir():
         raise OutputError(f"the folder of '{path}' does not exist; create it first")
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -117,8 +121,6 @@ def _write(path: Path, statistics: Statistics, recorded: Mapping[str, str]) -> N
 
 def _read(path: Path) -> tuple[Statistics, dict[str, str]]:
     """Statistics whose large arrays stay in the file, and what is recorded about them."""
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
         raise DataError(f"there is no file of statistics '{path}'")
     try:

@@ -1,14 +1,15 @@
 """`Calibration`: data to run a model on, in any of the forms in which people have it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.errors import DataError, UsageError
+from onnxq.errors import DataError, SessionError, UsageError
 from onnxq.model.attention import past_sizes
 from onnxq.model.load import Model
 from onnxq.runtime.inputs import Input, closed
@@ -37,7 +38,7 @@ class Calibration:
         batch: Samples run at a time; a batch size that the model fixes wins.
         providers: Of onnxruntime.
         cache: A file where statistics are kept for the next run on the same model and data.
-        progress: Called with samples run and samples to run.
+        progress: Called with samples run and samples to run; layer by layer, with parts of the model instead.
     """
 
     data: CalibrationData
@@ -73,6 +74,18 @@ class Calibration:
         if isinstance(data, str | Path | np.ndarray | Mapping):
             return OfFeeds(feeds_for(data, inputs, sequence=sequence, batch=self.batch, limit=self.samples))
         return OfIterable(data, inputs, self.samples)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """While a model runs on the data: where that fails, and the data is made up, it may be the reason."""
+        try:
+            yield
+        except SessionError as error:
+            if not self.is_synthetic:
+                raise
+            raise SessionError(
+                f"{error}; this data is synthetic, and sizes that the model leaves open are guesses: give real data"
+            ) from error
 
     def digest(self, model: Model) -> str:
         """A fingerprint of everything that the model is fed.

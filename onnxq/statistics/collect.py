@@ -17,8 +17,6 @@ from onnxq.statistics.requests import Request, grouped, merged
 from onnxq.statistics.shelf import Shelf
 from onnxq.statistics.statistics import Statistics
 
-__all__ = ["BUDGET_BYTES", "Calibration", "collect"]
-
 # Answers that one session holds at a time; with more, the data runs through several sessions.
 BUDGET_BYTES = 512 << 20
 
@@ -76,7 +74,8 @@ def _run(
     running = session(opened.open(taps), providers=calibration.providers)
     names = [output.name for tap in taps for output in tap.outputs]
     for batch in batches:
-        results = iter(run(running, names, batch.inputs))
+        with calibration.running():
+            results = iter(run(running, names, batch.inputs))
         for request in group:
             add_answers(request, batch, results, shelf)
         if calibration.progress is not None:

@@ -73,6 +73,14 @@ def read(source: Source, *, limit_bytes: int = LIMIT_BYTES) -> Array | dict[str,
     return array
 
 
+def read_one(source: Source, what: str) -> Array:
+    """As `read`, where named arrays make no sense; `what` is what an error calls it."""
+    found = read(source)
+    if isinstance(found, dict):
+        raise DataError(f"{what} are one array in a .npy file, not the named ones of an .npz")
+    return found
+
+
 def _read_archive(path: Path, limit_bytes: int) -> dict[str, Array]:
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())

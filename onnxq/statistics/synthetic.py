@@ -9,16 +9,19 @@ from numpy.typing import NDArray
 
 from onnxq.errors import DataError
 from onnxq.model.constants import constant_tensor
-from onnxq.model.operators import domain_of
+from onnxq.model.operators import DOMAIN, domain_of
 from onnxq.runtime.inputs import Input, token_feed, token_input
 from onnxq.statistics.data import Array, Samples
 
 SYNTHETIC = "synthetic"
 _SEED = 20250101
-# Size of a dimension that the model leaves open: of images; other inputs have as many as a window has tokens.
-_PIXELS = 64
+# Size of a dimension that the model leaves open: of images; others are as long as a window has tokens, as are those of
+# caches, which exporters call 'past_decoder_sequence_length' and so on.
+_PIXELS, _OF_TOKENS = 64, "sequence"
 # Operators that hand indices on to a lookup.
 _PASS_ON = ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose")
+# Operators that may stand between an image and its first convolution, beside those of onnxq that round it.
+_KEEP_CHANNELS = ("Cast", "Identity", "Add", "Sub", "Mul", "Div", "Pad", "QuantizeLinear", "DequantizeLinear")
 
 
 def synthetic(
@@ -43,12 +46,46 @@ def synthetic(
     # Without a batch axis that all inputs share, a sample is all that the model takes at once.
     whole = len(batches) > 1 or not all(each.shape for each in inputs)
     made: dict[str, Samples] = {}
+    shapes = _shapes(graph, inputs, sequence)
     for number, each in enumerate(inputs):
-        sizes = [1, *[_PIXELS if len(each.shape) > 3 else sequence] * len(each.shape)]
-        sample = tuple(dim if isinstance(dim, int) else size for dim, size in zip(each.shape, sizes, strict=False))
+        sample = shapes[each.name]
         shape = (samples, *(sample if whole else sample[1:]))
         made[each.name] = Random(shape, each.dtype, (_SEED, number), _bound(graph, each.name))
     return made, sequence
+
+
+def _shapes(graph: ir.Graph, inputs: tuple[Input, ...], sequence: int) -> dict[str, tuple[int, ...]]:
+    """Of one sample of each input, with a batch of one; what has one name has one size."""
+    named: dict[str, int] = {}
+    found: dict[str, tuple[int, ...]] = {}
+
+    def size(each: Input, axis: int) -> int:
+        dim = each.shape[axis]
+        if isinstance(dim, int):
+            return dim
+        if axis == 0:
+            return 1
+        if axis == 1 and (channels := _channels(graph, each.name)) is not None:
+            return channels
+        usual = _PIXELS if len(each.shape) > 3 and _OF_TOKENS not in (dim or "") else sequence
+        return usual if dim is None else named.setdefault(dim, usual)
+
+    for each in sorted(inputs, key=lambda each: len(each.shape)):
+        found[each.name] = tuple(size(each, axis) for axis in range(len(each.shape)))
+    return found
+
+
+def _channels(graph: ir.Graph, name: str) -> int | None:
+    """The channels that a convolution wants of an input; None where none reads it."""
+    reached = [value for value in graph.inputs if value.name == name]
+    for value in reached:
+        for node in value.consumers():
+            weight = node.inputs[1] if domain_of(node) == "" and node.op_type == "Conv" else None
+            if weight is not None and weight.shape is not None and isinstance(each := weight.shape[1], int):
+                return each * node.attributes.get_int("group", 1)
+            if domain_of(node) == DOMAIN or (domain_of(node) == "" and node.op_type in _KEEP_CHANNELS):
+                reached.extend(output for output in node.outputs if output not in reached)
+    return None
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ _ALIGNMENT = 4096  # a page, so that onnxruntime can map a tensor
 class RandomWeights:
     """Initializers whose bytes are appended to a data file; norms are ones, matrices Gaussian.
 
-    Gaussian numbers are drawn once and read again from a random place for each block, since drawing eight milliards
+    Gaussian numbers are drawn once and read again from a random place for each block, since drawing eight billion
     takes minutes.
     """
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from onnxq.analysis.agreement import Outcomes
-from onnxq.analysis.compare import Comparison, Difference, compare
+from onnxq.analysis.compare import compare
+from onnxq.analysis.comparison import Comparison, Difference
 from onnxq.analysis.execution import Execution
 
 MODEL = """

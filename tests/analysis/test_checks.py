@@ -95,13 +95,31 @@ def test_an_attack_made_on_the_float_model_is_shown_to_the_quantized_one(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"), [({"strength": 0}, UsageError), ({"queries": 1}, UsageError), ({"data": None}, DataError)]
+    ("arguments", "error"),
+    [
+        ({"strength": 0}, UsageError),
+        ({"strength": float("nan")}, UsageError),
+        ({"queries": 1}, UsageError),
+        ({"data": None}, DataError),
+    ],
 )
 def test_attacks_that_cannot_be_made_are_refused(plane, arguments, error):
     path, data, _ = plane
     given = {"image": data["image"]} if "data" in arguments else data
     with pytest.raises(error):
         attack(path, given, **{name: value for name, value in arguments.items() if name != "data"})
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_labels_that_the_model_lacks_are_named(plane, label):
+    path, data, _ = plane
+    with pytest.raises(DataError, match=f"label {label}, the model has 2 classes"):
+        attack(path, {**data, "labels": np.full(40, label)})
+
+
+def test_an_empty_text_is_named(successor):
+    with pytest.raises(DataError, match="no tokens"):
+        abilities(successor, np.zeros(0, np.int64), sequence=20)
 
 
 def test_a_language_model_cannot_be_attacked(successor):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 
 from onnxq.analysis.evaluate import evaluate
@@ -48,6 +49,16 @@ def test_perplexity_is_that_of_each_token_after_those_before_it_in_its_window(ba
 def test_a_fixed_batch_counts_no_window_twice(model_file):
     fixed = model_file(LM.replace("B", "4"), w=TABLE)
     assert evaluate(fixed, tokens=TOKENS, sequence=8).nll == pytest.approx(expected_nll(TOKENS, 8), rel=1e-9)
+
+
+def test_a_fixed_batch_is_filled_up_behind_a_cache_as_well(sample_with_cache, tmp_path):
+    proto = onnx.load(sample_with_cache("plain"))
+    for value in (*proto.graph.input, *proto.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(proto, tmp_path / "fixed.onnx")
+    settings = {"tokens": np.load(CODE_LM / "heldout.npy")[:24], "sequence": 8, "cached": True, "threads": 1}
+    found = [evaluate(path, **settings).nll for path in (sample_with_cache("plain"), tmp_path / "fixed.onnx")]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_a_limit_takes_the_first_windows(model_file):

@@ -171,6 +171,8 @@ def test_a_size_is_that_of_the_file(lm, tmp_path):
     [
         ({}, "give a budget"),
         ({"bits": 4, "size_bytes": 10}, "give a budget"),
+        ({"bits": float("nan")}, "bits is nan"),
+        ({"bits": float("inf")}, "bits is inf"),
         ({"bits": 2.0}, "the weights take 2.56 at least"),
         ({"bits": 4, "formats": []}, "at least one"),
     ],
@@ -194,6 +196,9 @@ def test_noise_shows_which_layers_bear_it(lm):
     assert all(a.weight_kl < b.weight_kl / 100 for a, b in zip(quiet.layers, found.layers, strict=True))
     with pytest.raises(UsageError, match="did you mean 'uniform'"):
         perturb(lm, TOKENS, kind="unifrom")
+    for strength in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(UsageError, match="in dB"):
+            perturb(lm, TOKENS, sqnr_db=strength)
 
 
 def test_spikes_are_ranked_and_become_rules_that_leave_their_layers_alone(lm, tmp_path):

@@ -50,7 +50,7 @@ def test_synthetic_data_is_told(onnxq, model):
         "quantize", model, "-o", model.with_name("q.onnx"), "-r", "int4-gptq", "--calib", "synthetic", "--json"
     )
     assert any("calibrated on 128 synthetic samples" in each for each in json.loads(done.out)["warnings"])
-    done = onnxq("calibrate", model, "-o", model.with_name("s"), "--calib", "synthetic")
+    done = onnxq("calibrate", model, "-o", model.with_name("s.safetensors"), "--calib", "synthetic")
     assert "seen on 128 synthetic samples" in done.out
 
 
@@ -68,7 +68,9 @@ def test_a_cache_is_made_and_used(onnxq, model, data, monkeypatch):
 
 def test_data_for_a_recipe_that_needs_none_is_told(onnxq, model, data):
     done = onnxq("quantize", model, "-o", model.with_name("q.onnx"), "-r", "int4", "--calib", data)
-    assert "warning: no method of this recipe looks at activations: the data was not used" in done.out
+    assert "warning: nothing that the recipe does here looks at activations: the data was not used" in done.out
+    done = onnxq("quantize", model, "-o", model.with_name("r.onnx"), "-r", "int4", "--stats", "nowhere.safetensors")
+    assert "warning: nothing that the recipe does here looks at activations: the statistics were not used" in done.out
 
 
 @pytest.mark.parametrize(

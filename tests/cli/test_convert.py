@@ -79,7 +79,8 @@ def test_what_allocate_prints_is_shown_on_the_page(onnxq, model):
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder")]
+    ("name", "words"),
+    [("model.onnx", "the model itself"), ("there.json", "exists"), ("no/what.json", "folder"), ("x.txt", ".json")],
 )
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(onnxq, model, name, words):
     model.with_name("there.json").write_text("keep me")
@@ -147,3 +148,24 @@ def test_non_finite_overrides_the_recipe(onnxq, broken_weight):
     assert [each["format"] for each in json.loads(skipped.out)["entries"]] == [None, "fp6_e2m3"]
     clamped = onnxq("quantize", broken_weight, "-o", small, "--non-finite", "clamp", "--force", "--json")
     assert all(each["format"] for each in json.loads(clamped.out)["entries"])
+
+
+def test_a_model_is_only_written_under_the_name_of_one(onnxq, model):
+    kept = model.with_name("notes.txt")
+    kept.write_text("mine")
+    for name in ("notes.txt", "new.txt", "new"):
+        done = onnxq("quantize", model, "-o", model.with_name(name), "--force")
+        assert done.code == 6
+        assert f"{name}' does not end in .onnx; call it '{name}.onnx'" in done.err.replace("\n", " ")
+    assert kept.read_text() == "mine"
+    assert sorted(each.name for each in model.parent.iterdir()) == sorted([model.name, kept.name])
+    assert onnxq("quantize", model, "-o", model.with_name("NEW.ONNX")).code == 0
+
+
+@pytest.mark.parametrize("command", [("calibrate",), ("allocate", "--bits", "4")])
+def test_what_is_no_model_does_not_replace_one(onnxq, model, command):
+    before = model.read_bytes()
+    done = onnxq(*command, model, "--calib", "synthetic", "-o", model, "--force")
+    assert done.code == 6
+    assert "does not end in" in done.err
+    assert model.read_bytes() == before

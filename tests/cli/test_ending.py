@@ -71,6 +71,17 @@ def test_the_handlers_of_signals_are_given_back(onnxq):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.fixture
+def usual_signals():
+    """Handlers as they are in a terminal: who runs the tests in the background or under nohup has some ignored."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {each: signal.signal(each, handler) for each, handler in usual.items()}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.usefixtures("usual_signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_ends_a_conversion_and_leaves_nothing(onnxq, model, monkeypatch, number, code):
     seen = []
@@ -94,6 +105,15 @@ def test_a_reader_that_leaves_early_is_no_error():
     done = subprocess.run([*ONNXQ, "formats"], stdout=write, stderr=subprocess.PIPE, timeout=60)
     os.close(write)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_colours_in_a_log_are_no_terminal(onnxq, model, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    done = onnxq("quantize", model, "-o", model.with_name("small.onnx"))
+    assert done.err == "", "a progress bar"
+    assert "rest of the file" in done.out
+    assert "bits each" in done.out
 
 
 def test_what_the_encoding_lacks_is_replaced():

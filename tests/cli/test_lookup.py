@@ -5,7 +5,10 @@ import pytest
 from onnxq.formats import ALL_FORMATS, SCALE_TYPES
 from onnxq.recipes import parse_recipe, preset_names
 
-COMMANDS = ("quantize", "plan", "inspect", "evaluate", "compare", "generate", "demo", "recipes", "formats", "doctor")
+COMMANDS = (
+    *("quantize", "calibrate", "plan", "inspect", "export", "allocate", "evaluate", "compare", "sensitivity"),
+    *("generate", "demo", "recipes", "formats", "doctor"),
+)
 
 
 def test_version(onnxq):
@@ -27,7 +30,12 @@ def test_the_help_of_a_command_ends_with_examples(onnxq, command):
     examples = done.out[done.out.index("Examples") :].splitlines()[1:]
     lines = [line.strip() for line in examples if line.strip()]
     assert lines
-    assert all(line.startswith(f"onnxq {command}") for line in lines)
+    assert any(line.startswith(f"onnxq {command}") for line in lines)
+    assert all(line.startswith("onnxq ") for line in lines)
+
+
+def test_help_keeps_what_stands_in_brackets(onnxq):
+    assert "pip install 'onnxq[export]'" in onnxq("export", "--help").out
 
 
 def test_formats_lists_every_format_and_scale(onnxq):

@@ -1,5 +1,6 @@
 import json
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +98,29 @@ def test_decoders_leave_pytorch_with_a_cache(architecture, torch, tiny, tmp_path
     check_decoder(torch, tiny(architecture), made.models[0])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("architecture", "kind"),
+    [("bert", "AutoModelForSequenceClassification"), ("vit", "AutoModelForImageClassification")],
+)
+def test_encoders_leave_pytorch(architecture, kind, torch, tiny, tmp_path, no_network):
+    import transformers
+
+    made = export_folder(tiny(architecture), tmp_path / "out", route="torch")
+    (model,), rng = made.models, np.random.default_rng(0)
+    reference = getattr(transformers, kind).from_pretrained(tiny(architecture)).eval()
+    if architecture == "bert":
+        ids = rng.integers(3, 30, (3, 7))
+        feeds = {"input_ids": ids, "attention_mask": np.where(np.arange(7) < [[7], [5], [3]], 1, 0)}
+    else:
+        config = reference.config
+        shape = (3, config.num_channels, config.image_size, config.image_size)
+        feeds = {"pixel_values": rng.standard_normal(shape).astype(np.float32)}
+    with torch.no_grad():
+        expected = reference(**{name: torch.tensor(each) for name, each in feeds.items()}).logits.numpy()
+    np.testing.assert_allclose(onnxq.session(model).run(None, feeds)[0], expected, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("architecture", "task", "models"),
     [
@@ -156,9 +180,17 @@ def test_an_output_that_exists_stays_unless_forced(optimum, tiny, tmp_path):
     with pytest.raises(OutputError, match="exists; pass --force"):
         export_folder(tiny("bert"), out)
     assert (out / "mine.txt").read_text() == "mine"
+    with pytest.raises(UsageError, match="route is 'onnx'; valid: optimum, torch"):
+        export_folder(tiny("bert"), tmp_path / "new", route="onnx")
+    with pytest.raises(OutputError, match="holds other things than an export, which would be lost"):
+        export_folder(tiny("bert"), out, force=True)
+    assert (out / "mine.txt").read_text() == "mine"
+    (out / "mine.txt").unlink()
     export_folder(tiny("bert"), out, force=True)
-    assert not (out / "mine.txt").exists()
+    (out / "fp6.onnx").touch()
+    export_folder(tiny("bert"), out, force=True)
     assert (out / "model.onnx").is_file()
+    assert not (out / "fp6.onnx").exists()
     with pytest.raises(OutputError, match="holds the model itself"):
         export_folder(out, out, force=True)
 
@@ -209,3 +241,19 @@ def test_the_task_follows_from_the_architecture(architecture, kind, task):
 def test_an_architecture_that_says_nothing_needs_a_task():
     with pytest.raises(UsageError, match="what 'Odd' is for: give --task"):
         task_of({"architectures": ["Odd"], "model_type": "odd"})
+
+
+def test_an_architecture_of_another_kind_is_told_what_pytorch_is_asked_for(torch, tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    folder = tmp_path / "mamba"
+    MambaForCausalLM(MambaConfig(vocab_size=30, hidden_size=8, num_hidden_layers=1)).save_pretrained(folder)
+    with pytest.raises(ModelError, match="has no 'num_attention_heads': --via torch knows decoders whose cache"):
+        export_folder(folder, tmp_path / "out", route="torch")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_exporters_print_is_not_seen(capfd):
+    with surroundings.quiet():
+        sys.stderr.write("a graph of a thousand lines")
+    assert capfd.readouterr() == ("", "")

@@ -97,6 +97,20 @@ def test_the_largest_magnitude_of_a_row_just_fits(name: str) -> None:
     np.testing.assert_array_equal(scale, np.maximum(np.abs(x).max(-1, keepdims=True) / kind.max_value, smallest))
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_binade_of_the_largest_magnitude_becomes_the_highest_one(name: str) -> None:
+    kind = get_format(name)
+    powers = np.ldexp(np.float32(1), np.arange(-126, 128))
+    beside = [np.nextafter(powers, np.float32(side)) for side in (0, np.inf)]
+    ends = np.float32([0, 1e-40, np.finfo(np.float32).max])
+    largest = np.concatenate([powers, *beside, ends])[:, None]
+    feed = {"x": largest * np.float32([-1, 0.5, 0])}
+    (scale,) = run(calling(f"RowBinade{operator_suffix(kind)}", feed), feed)
+    octave = np.frexp(np.maximum(largest, powers[0]))[1] - 1
+    wanted = np.ldexp(np.float32(1), np.clip(octave - int(np.floor(np.log2(kind.max_value))), -126, 126))
+    np.testing.assert_array_equal(scale, wanted)
+
+
 @pytest.mark.parametrize("name", INTEGERS)
 def test_the_range_of_a_row_holds_its_ends_and_zero(name: str) -> None:
     kind, suffix = get_format(name), operator_suffix(get_format(name))

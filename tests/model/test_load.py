@@ -10,9 +10,10 @@ import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir as ir
+import onnxruntime
 import pytest
 
-from onnxq.errors import ModelError, UnsafeModelError
+from onnxq.errors import ModelError, UnsafeModelError, UsageError
 from onnxq.model import load as door
 from onnxq.model import wire
 from onnxq.model.lift import LIFTED_BYTES
@@ -161,6 +162,21 @@ def test_model_through_a_link_finds_its_data_beside_the_link(tmp_path: Path) -> 
     assert load(tmp_path / "m.onnx").external
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ y = SimplifiedLayerNormalization<axis=-1>(x, s) }",
+        """{ y = If(c) <then_branch = a () => (float[1, 4] p) { p = SimplifiedLayerNormalization<axis=-1>(x, s) },
+            else_branch = b () => (float[1, 4] q) { q = Relu(x) }> }""",
+    ],
+)
+def test_an_operator_that_onnxruntime_alone_has_in_the_domain_of_onnx_is_taken(text: str) -> None:
+    head = '<ir_version: 10, opset_import: ["": 21]> g (float[1, 4] x, float[4] s, bool c) => (float[1, 4] y) '
+    model = onnx.parser.parse_model(head + text)
+    onnxruntime.InferenceSession(model.SerializeToString())
+    assert from_proto(model).ir.graph.outputs[0].name == "y"
+
+
 def test_unknown_domains_are_tolerated(tmp_path: Path) -> None:
     model = """
     <ir_version: 10, opset_import: ["": 21, "com.example": 3]>
@@ -202,6 +218,8 @@ def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
         load("/")
     with pytest.raises(ModelError, match="not a path"):
         load("m\0.onnx")
+    with pytest.raises(UsageError, match="by its path, not as ModelProto; quantize_proto takes"):
+        load(onnx.ModelProto())  # type: ignore[arg-type]
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ModelError, match="not a regular file"):
         load(tmp_path / "pipe")

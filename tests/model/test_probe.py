@@ -8,8 +8,8 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from onnxq.errors import ModelError
-from onnxq.model import probe
+from onnxq.errors import ModelError, OutputError
+from onnxq.model import temporary
 from onnxq.model.load import load
 from onnxq.model.probe import runnable
 
@@ -31,7 +31,7 @@ def source(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("kind", [bytes, str])
 def test_inner_values_become_outputs(kind: type, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if kind is str:
-        monkeypatch.setattr(probe, "IN_MEMORY_BYTES", 0)
+        monkeypatch.setattr(temporary, "IN_MEMORY_BYTES", 0)
     model = load(source)
     x = np.random.default_rng(1).standard_normal((3, 32)).astype(np.float32)
     expected = onnxruntime.InferenceSession(source).run(None, {"x": x})[0]
@@ -56,8 +56,19 @@ def test_unknown_value_is_named(source: Path) -> None:
 
 
 def test_large_model_is_written_where_asked(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "IN_MEMORY_BYTES", 0)
     (tmp_path / "work").mkdir()
     with runnable(load(source), folder=tmp_path / "work") as opened:
         assert (tmp_path / "work") in Path(str(opened)).parents
     assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_had_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(temporary, "IN_MEMORY_BYTES", 0)
+    model = load(source)
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(OutputError, match=r"temporary folder in '.*nowhere'"), runnable(model, folder=nowhere):
+        pass
+    monkeypatch.setattr("tempfile.tempdir", str(nowhere))
+    with pytest.raises(OutputError, match="TMPDIR"), runnable(model):
+        pass

@@ -135,8 +135,12 @@ def test_input_is_read_from_what_was_checked(source: Path, out: Path) -> None:
 
 
 def test_output_named_like_the_data_is_refused(source: Path, out: Path) -> None:
+    model = onnx.ModelProto.FromString(source.read_bytes())
+    model.graph.initializer[0].external_data[1].value = "w.onnx"
+    source.write_bytes(model.SerializeToString())
+    source.with_name("w.bin").rename(source.with_name("w.onnx"))
     with pytest.raises(OutputError, match="also the name"):
-        _copy(source, out / "w.bin")
+        _copy(source, out / "w.onnx")
     assert _tree(out) == {}
 
 

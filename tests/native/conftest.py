@@ -15,9 +15,11 @@ from onnx import helper, numpy_helper
 
 from onnxq.formats import Format, get_format, pack
 from onnxq.functions import functions, operator_suffix
-from onnxq.runtime.native import native_library, register
+from onnxq.runtime.native import native_library
+from onnxq.runtime.register import register
 
-ISAS = native_library().instruction_sets or ("missing",)
+# Without avxvnni, which has the float products of avx2.
+ISAS = [each for each in native_library().instruction_sets if each != "avxvnni"] or ["missing"]
 NUMBERS = {"float32": 1, "float16": 10, "bfloat16": 16}
 # Half a unit in the last place, which rounding the result costs.
 ROUNDING = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}
@@ -167,7 +169,7 @@ class Guarded:
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a test on each instruction set that this CPU has."""
+    """Run a test on each instruction set of this CPU that has float products of its own."""
     monkeypatch.setenv("ONNXQ_CPU_ISA", request.param)
     return str(request.param)
 

@@ -11,7 +11,8 @@ from onnx import TensorProto, helper, numpy_helper, parser
 import onnxq
 from onnxq.formats import NAMED_FORMATS, Integer
 from onnxq.functions import operator_suffix
-from onnxq.runtime.native import native_library, register
+from onnxq.runtime.native import native_library
+from onnxq.runtime.register import register
 
 X = {"x": np.ones((1, 40), np.float32)}
 

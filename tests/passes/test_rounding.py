@@ -13,12 +13,12 @@ from onnx.reference import ReferenceEvaluator
 import onnxq
 from onnxq.analysis.execution import execution
 from onnxq.errors import DataError, UsageError
-from onnxq.formats import get_format
+from onnxq.formats import get_format, get_scale_type
 from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import GridSpec
 from onnxq.methods.ranges import round_to, scale_of
-from onnxq.methods.solve import gptq
+from onnxq.methods.solve import gptq, rtn
 from onnxq.model.load import from_proto
 from onnxq.passes.rounding import plan_activations
 from onnxq.passes.rounding.norms import fold_norms
@@ -193,6 +193,61 @@ def test_tokens_have_scales_of_their_own_and_need_no_data(symmetric: str) -> Non
     np.testing.assert_allclose(run(made, x), expected @ weight, rtol=1e-4, atol=1e-3)
 
 
+GROUPS = "granularity: group, group_size: 8"
+
+
+@pytest.mark.parametrize("dtype", ["float", "float16"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        f"{{format: int4, {GROUPS}}}",
+        f"{{format: uint4, {GROUPS}, symmetric: false}}",
+        f"{{format: fp4_e2m1, {GROUPS}, clip_ratio: 0.9}}",
+    ],
+)
+def test_groups_of_a_row_have_scales_of_their_own(spec: str, dtype: str) -> None:
+    original = model_of(f"g ({dtype}[n,5,16] x) => ({dtype}[n,5,16] y) {{ y = MatMul(x, w) }}", w=(16, 16))
+    kind = np.float32 if dtype == "float" else np.float16
+    original.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(16, dtype=kind), "w"))
+    made, report = onnxq.quantize_proto(original, only(spec))
+    x = (images(3, 5, 16) * np.float32([1] * 8 + [100] * 8)).astype(kind)
+    asked = only(spec).rules[0].activation
+    groups, rounds = x.astype(np.float64).reshape(-1, 8), get_format(asked.format)
+    low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+    scale, zero = scale_of(low, high, rounds, symmetric=asked.symmetric)
+    expected = round_to(groups, (scale * asked.clip_ratio).astype(np.float32), zero, rounds).reshape(x.shape)
+    found = run(made, x)
+    # A tie may fall to the other side in float32.
+    assert np.isclose(found, expected, rtol=1e-3, atol=1e-5).mean() > 0.99
+    assert "groups of 8" in str(report.activations[0].spec)
+
+
+@pytest.mark.parametrize("name", ["fp4_e2m1", "fp6_e2m3", "fp6_e3m2", "fp8_e4m3", "int8"])
+def test_groups_of_powers_of_two_are_rounded_as_those_of_weights_are(name: str) -> None:
+    original = model_of("g (float[n,64] x) => (float[n,64] y) { y = MatMul(x, w) }", w=(64, 64))
+    original.graph.initializer[0].CopyFrom(numpy_helper.from_array(np.eye(64, dtype=np.float32), "w"))
+    made, report = onnxq.quantize_proto(
+        original, only(f"{{format: {name}, granularity: group, group_size: 32, scale: e8m0}}")
+    )
+    x = images(100, 64) * np.exp2(images(100, 1) * 8)
+    grid = GridSpec([get_format(name)], 32, get_scale_type("e8m0"), True, float(np.finfo(np.float32).max))
+    expected = rtn.solve(np.ascontiguousarray(x.T)[None], grid).decode()[0].T
+    np.testing.assert_array_equal(run(made, x), expected)
+    assert "e8m0 scales" in str(report.activations[0].spec)
+
+
+def test_a_row_without_a_shape_has_groups_too() -> None:
+    text = "g (float[n,5,16] x, int64[k] s) => (float[a,b,c] y) { v = Reshape(x, s) y = MatMul(v, w) }"
+    made, _ = onnxq.quantize_proto(model_of(text, w=(16, 4)), only(f"{{format: int4, {GROUPS}}}"))
+    assert "RowScaleINT4" in operators(made)
+
+
+def test_channels_that_are_no_whole_groups_stay_float() -> None:
+    original = model_of("g (float[n,5,16] x) => (float[n,5,4] y) { y = MatMul(x, w) }", w=(16, 4))
+    _, report = onnxq.quantize_proto(original, only("{format: int4, granularity: group, group_size: 6}"))
+    assert [each.reason for each in report.activations] == ["its 16 channels are no whole groups of 6"]
+
+
 SPECS = [
     BYTES,
     "{format: fp6_e2m3, range: mse}",
@@ -201,6 +256,8 @@ SPECS = [
     "{format: int4, granularity: token}",
     "{format: uint4, granularity: token, symmetric: false}",
     "{format: fp8_e5m2, granularity: token}",
+    f"{{format: fp4_e2m1, {GROUPS}, scale: e8m0}}",
+    f"{{format: uint4, {GROUPS}, symmetric: false}}",
     "{format: uint8, symmetric: false, range: dynamic}",
     "{format: int6}",
 ]

@@ -6,7 +6,7 @@ import pytest
 from onnx import numpy_helper, parser
 
 import onnxq
-from onnxq.errors import DataError, OnnxqError
+from onnxq.errors import DataError, OnnxqError, UsageError
 from onnxq.formats import get_format, get_scale_type
 from onnxq.methods.correct import aqer
 from onnxq.methods.curvature import Curvature
@@ -107,6 +107,12 @@ def test_it_is_not_what_statistics_of_the_float_model_give(solved, data):
     spec = GridSpec(SPEC.formats, 48, SPEC.scale_type, symmetric=False)
     blind = gptq.solve(floats["w2"].T[None], spec, Curvature(wide.T @ wide)).decode()[0]
     assert not np.isclose(solved()["w2"], blind, atol=1e-5).all()
+
+
+def test_who_waits_is_told_how_many_stages_are_solved(solved, data):
+    seen: list[tuple[int, int]] = []
+    solved(calibration=Calibration(data, batch=16, progress=lambda *step: seen.append(step)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 @pytest.mark.parametrize("budget", [0, 5000])
@@ -235,3 +241,19 @@ def test_what_subgraphs_read_flows_too():
     first, second = stages(graph, [Layer("x", (nodes["a"],)), Layer("z0", (nodes["z"],))])
     assert first.kept == ("b", "flag", "x")
     assert second.given == ("b", "flag", "x")
+
+
+def test_samples_of_feeds_are_counted(data):
+    feeds = [{"x": data[:16]}, {"x": data[16:21]}]
+    _, report = onnxq.quantize_proto(proto(), RECIPE, calibration=Calibration(feeds))
+    assert report.notes[-1] == "calibrated on 21 samples"
+
+
+def test_an_iterator_is_refused_with_the_ways_out(data):
+    with pytest.raises(UsageError, match="gone through more than once: give a list of feeds, or arrays"):
+        onnxq.quantize_proto(proto(), RECIPE, calibration=Calibration(iter([{"x": data}])))
+
+
+def test_data_that_is_no_calibration_is_told_how_to_be_one(data):
+    with pytest.raises(UsageError, match=r"calibration is a ndarray; data goes in as onnxq\.Calibration\(data\)"):
+        onnxq.quantize_proto(proto(), RECIPE, calibration=data)

@@ -16,6 +16,7 @@ from onnxq.recipes.write import recipe_text, write_recipe
         ("fp4_e2m1-g16", {"format": "fp4_e2m1", "granularity": "group", "group_size": 16, "scale": "fp16"}),
         ("int8-channel", {"format": "int8"}),
         ("uint4-channel", {"format": "uint4", "symmetric": False}),
+        ("uint8-channel", {"format": "uint8", "symmetric": False}),
     ],
 )
 def test_a_rung_is_a_format_with_its_groups(name, wanted):
@@ -47,6 +48,20 @@ def test_the_ladder_climbs():
 def test_what_is_no_rung_is_named(name, error):
     with pytest.raises(error, match=name.partition("-")[0]):
         rung(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "words"),
+    [
+        ("int4-g1", None, "'int4-g1': Input should be greater than or equal to 2"),
+        ("binary-g32", None, "'binary-g32': binary weights need a few in INT8"),
+        ("int4-g32", "kmeans", "method kmeans does not go with 'int4-g32': method kmeans learns tables"),
+        ("fp6", "pb-llm", "method pb-llm does not go with 'fp6'"),
+    ],
+)
+def test_what_does_not_go_together_is_named(name, method, words):
+    with pytest.raises(UsageError, match=words):
+        rung(name, method)
 
 
 NAMES = st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12)

@@ -6,7 +6,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from onnxq.errors import DataError, NonFiniteError, UsageError
-from onnxq.runtime.generate import generate
+from onnxq.runtime.generate import Generator, generate
+from onnxq.runtime.text import GrowingText
 
 CODE_LM = Path(__file__).parents[2] / "samples" / "code_lm"
 WORDS = ["a", "b", "c", "d", "e", "<|endoftext|>"]
@@ -27,11 +28,11 @@ def tokenizer(tmp_path):
 def model(model_of, tmp_path):
     """A model in which each token is followed by the next one of the alphabet, most likely."""
 
-    def make(rows=6, sequence="S", follow=None, extra="", scores=None):
+    def make(rows=6, sequence="S", follow=None, extra="", scores=None, batch="B"):
         table = np.zeros((rows, rows), np.float32)
         for token in range(rows):
             table[token, (follow or {}).get(token, (token + 1) % rows)] = 5
-        text = f"g (int64[B,{sequence}] input_ids{extra}) => (float[B,{sequence},V] logits)"
+        text = f"g (int64[{batch},{sequence}] input_ids{extra}) => (float[{batch},{sequence},V] logits)"
         text += "{ logits = Gather(w, input_ids) }"
         path = tmp_path / "model.onnx"
         path.write_bytes(model_of(text, w=table if scores is None else scores).SerializeToString())
@@ -59,6 +60,13 @@ def test_a_stop_string_ends_the_text_and_is_not_part_of_it(model, tokenizer):
     assert "".join(pieces) == made.text
 
 
+def test_nothing_goes_out_that_a_long_stop_string_takes_back(model, tokenizer):
+    pieces = []
+    made = generate(model(follow={4: 0}), tokenizer, "a", stop=[" b c d e"], on_text=pieces.append)
+    assert (made.text, made.finish) == ("", "stop")
+    assert pieces == []
+
+
 def test_pieces_add_up_to_the_text_and_come_before_the_end(model, tokenizer):
     pieces = []
     made = generate(model(follow={4: 0}), tokenizer, "a", max_new_tokens=9, on_text=pieces.append)
@@ -77,6 +85,16 @@ def test_drawing_depends_on_the_seed_alone(model, tokenizer):
 def test_mask_and_positions_are_made(model, tokenizer):
     path = model(extra=", int64[B,S] attention_mask, int64[B,S] position_ids")
     assert generate(path, tokenizer, "a", max_new_tokens=1).tokens == (1,)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_a_model_of_a_fixed_batch_continues_any_number_of_prompts(batch, model, tokenizer):
+    prompts = ["a", "bc", "d"]
+    texts = [
+        [made.tokens for made in Generator(path, tokenizer).generate(prompts, max_new_tokens=3)]
+        for path in (model(), model(batch=batch))
+    ]
+    assert texts[0] == texts[1] == [(1, 2, 3), (3, 4), (4,)]
 
 
 def test_a_model_of_fixed_length_is_fed_padded_and_stops_when_full(model, tokenizer):
@@ -112,7 +130,17 @@ def test_a_missing_or_broken_tokenizer_is_named(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_new_tokens": 0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}]
+    "wrong",
+    [
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_refused(wrong, model, tokenizer):
     with pytest.raises(UsageError, match="top_p above 0"):
@@ -124,12 +152,37 @@ def test_an_empty_prompt_is_refused(model, tokenizer):
         generate(model(), tokenizer, "")
 
 
+def test_a_closed_generator_stays_closed_and_says_so(model, tokenizer):
+    with Generator(model(), tokenizer) as generator:
+        generator.close()
+        with pytest.raises(UsageError, match="closed"):
+            generator.generate(["a"])
+
+
 def test_characters_of_several_tokens_are_given_out_whole():
     pieces = []
     settings = {"temperature": 50.0, "seed": 3, "max_new_tokens": 40, "on_text": pieces.append}
     made = generate(CODE_LM / "model.onnx", CODE_LM / "tokenizer.json", "# é ", **settings)
     assert "".join(pieces) == made.text
     assert len(made.text.encode()) > len(made.text), "the draw has a character of several bytes"
+
+
+@pytest.mark.parametrize(("on_text", "decoded"), [(None, 2), (lambda _: None, 22)])
+def test_a_text_is_decoded_only_when_somebody_looks(on_text, decoded):
+    class Words:
+        calls = 0
+
+        def decode(self, ids):
+            self.calls += 1
+            return "x" * len(ids)
+
+    words, ids = Words(), [1, 2, 3]
+    text = GrowingText(words, ids, (), on_text)
+    for token in range(20):
+        ids.append(token)
+        assert not text.stopped(ids)
+    assert text.finish(ids) == "x" * 20
+    assert words.calls == decoded
 
 
 def test_the_sample_language_model_writes_python():

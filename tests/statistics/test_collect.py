@@ -5,7 +5,7 @@ import pytest
 
 from onnxq.api import quantize_proto
 from onnxq.errors import DataError, ModelError, NonFiniteError
-from onnxq.model import probe
+from onnxq.model import temporary
 from onnxq.model.load import from_proto
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
@@ -46,7 +46,7 @@ def test_every_kind_has_an_expectation() -> None:
     assert set(EXPECTED) == set(KINDS)
 
 
-@pytest.mark.parametrize("opset", range(13, 24))
+@pytest.mark.parametrize("opset", range(11, 24))
 def test_answers_are_exact_at_every_opset(opset, model, integers):
     x = integers(11, 6)
     found = collect(model(TEXT, opset, w=W), [Request("h", 6, KINDS), Request("x", 6, KINDS)], Calibration(x))
@@ -60,6 +60,11 @@ def test_answers_are_exact_at_every_opset(opset, model, integers):
         assert found.channel_mean(tensor) == pytest.approx(rows.mean(0))
     assert found.samples == 11
     assert not found.synthetic
+
+
+def test_a_model_that_is_too_old_is_told_the_way_out(model, integers):
+    with pytest.raises(ModelError, match=r"need opset 11, the model has 10: use onnx\.version_converter"):
+        collect(model(TEXT, 10, w=W), [Request("h", 6, ("min",))], Calibration(integers(11, 6)))
 
 
 def test_floats_are_near_a_float64_sum(model):
@@ -164,7 +169,7 @@ def test_a_large_model_is_written_once(model, integers, monkeypatch, tmp_path):
     )
     asked = [Request("x", 32, ("hessian",)), Request("h", 32, ("hessian",))]
     expected = collect(big, asked, Calibration(x))
-    monkeypatch.setattr(probe, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(temporary, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     listed = []
     calibration = Calibration(x, progress=lambda *_: listed.append(sorted(each.name for each in tmp_path.rglob("*.*"))))

@@ -43,7 +43,7 @@ print(peak() - before)
 CALIBRATE = """
 import os
 model, folder, data = sys.argv[1:]
-cache, stats, small = (os.path.join(folder, name) for name in ("cache", "stats", "small.onnx"))
+cache, stats, small = (os.path.join(folder, name) for name in ("cache", "stats.safetensors", "small.onnx"))
 onnxq.calibrate(model, onnxq.Calibration(data), output=stats)
 onnxq.quantize(model, "int4-gptq", output=small, calibration=onnxq.Calibration(data, cache=cache))
 onnxq.quantize(model, "int4-gptq", output=small, statistics=stats, force=True)
@@ -110,4 +110,4 @@ onnxq.Calibration
     assert trespasses(imports, CALIBRATE, *arguments, folder=folders["out"], cwd=folders["elsewhere"]) == []
     assert list(folders["elsewhere"].iterdir()) == []
     assert sorted(each.name for each in folders["source"].iterdir()) == ["m.onnx", "x.npy"]
-    assert sorted(each.name for each in folders["out"].iterdir()) == ["cache", "small.onnx", "stats"]
+    assert sorted(each.name for each in folders["out"].iterdir()) == ["cache", "small.onnx", "stats.safetensors"]

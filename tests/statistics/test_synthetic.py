@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
+from onnx import numpy_helper, parser
 
+from onnxq.api import quantize_proto
+from onnxq.errors import SessionError
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
 from onnxq.statistics.requests import Request
@@ -83,3 +86,40 @@ def test_it_is_the_same_each_time_and_is_told(model):
     assert first.synthetic
     assert first.samples == 128
     assert np.allclose(first.get("h", "hessian"), second.get("h", "hessian"))
+
+
+def test_an_image_has_the_channels_that_the_convolution_wants(model, integers):
+    loaded = model(
+        "g (float[n, c, h, w] x) => (float[n, 6, a, b] y) { z = Mul(x, s) y = Conv<group=2>(z, v) }",
+        v=integers(6, 3, 2, 2),
+        s=integers(6, 1, 1),
+    )
+    (first,) = batches(loaded, samples=1)
+    assert first.inputs["x"].shape == (1, 6, 64, 64)
+
+
+def test_what_has_one_name_has_one_size(model):
+    loaded = model(
+        """g (float[n, 4, seen, 16] key, float[n, seen] mask, float[n, 4, past_sequence_length, 16] past)
+        => (float[n, 4, seen, 16] y) { y = Neg(key) }"""
+    )
+    (first,) = batches(loaded, samples=1, sequence=20)
+    assert first.inputs["mask"].shape == (1, 20)
+    assert first.inputs["key"].shape == first.inputs["past"].shape == (1, 4, 20, 16)
+
+
+def test_where_it_does_not_fit_real_data_is_asked_for(model, integers):
+    text = "g (float[n, a, b] x) => (float[n, a, 4] y) { z = Add(x, bias) y = MatMul(z, w) }"
+    loaded = model(text, bias=integers(7, 5), w=integers(5, 4))
+    with pytest.raises(SessionError, match=r"synthetic, and .* guesses: give real data"):
+        collect(loaded, [Request("z", 5, ("hessian",))], Calibration("synthetic", sequence=12, samples=1))
+
+
+def test_a_rounded_image_keeps_its_channels(integers):
+    text = """<ir_version: 10, opset_import: ["": 21]>
+        g (float[n, c, h, w] x) => (float[n, 4, a, b] y) { z = Conv(x, v) r = Relu(z) y = Conv(r, u) }"""
+    proto = parser.parse_model(text)
+    for name, shape in (("v", (4, 3, 3, 3)), ("u", (4, 4, 3, 3))):
+        proto.graph.initializer.append(numpy_helper.from_array(integers(*shape), name))
+    _, report = quantize_proto(proto, "w6a6-fp", calibration=Calibration("synthetic", samples=2))
+    assert len(report.quantized) == 2

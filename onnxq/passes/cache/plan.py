@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of
+from onnxq.passes.fusion import is_op
 from onnxq.recipes import CachePart, CacheSpec
 from onnxq.runtime.cache import Carried, carried
 from onnxq.statistics.cache import collected, load_statistics
@@ -142,14 +144,8 @@ def _of_attention(part: CachePart, spec: CacheSpec) -> tuple[CachePart | None, s
 
 
 def _obstacle(node: ir.Node | None, past: ir.Value, tensor: Carried) -> str | None:
-    if (
-        node is None
-        or domain_of(node) != ""
-        or node.op_type != "Concat"
-        or node.attributes["axis"].as_int() not in (2, -2)
-    ):
-        return "the present is no Concat of the past and the new tokens"
-    if len(node.inputs) != 2 or node.inputs[0] is not past:
+    joins = node is not None and is_op(node, "Concat") and node.attributes["axis"].as_int() in (2, -2)
+    if node is None or not joins or len(node.inputs) != 2 or node.inputs[0] is not past:
         return "the present is no Concat of the past and the new tokens"
     for reader, _ in past.uses():
         if reader is not node and (domain_of(reader), reader.op_type) != ("", "Shape"):
@@ -161,7 +157,7 @@ def _obstacle(node: ir.Node | None, past: ir.Value, tensor: Carried) -> str | No
 
 
 def cache_statistics(
-    model: Model, plan: CachePlan, calibration: Calibration | None, file: object = None
+    model: Model, plan: CachePlan, calibration: Calibration | None, file: str | Path | None = None
 ) -> Statistics | None:
     """What scales of channels are made from; None where none are.
 
@@ -173,7 +169,7 @@ def cache_statistics(
     if not wanted:
         return None
     if file is not None:
-        return load_statistics(str(file), model, wanted)
+        return load_statistics(file, model, wanted)
     if calibration is None:
         raise UsageError(
             "scales of the cache's channels come from data: give calibration data, or set granularity: token"

@@ -14,9 +14,8 @@ from onnxq.model.load import Model
 from onnxq.passes.correct.places import BIAS, NORM, Bias, Norm, find_norms, open_biases
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.solving import Work, aimed, as_matrix
-from onnxq.passes.step import Change
+from onnxq.passes.step import Change, Refusal
 from onnxq.recipes import Correction
 from onnxq.statistics.requests import Key
 from onnxq.statistics.statistics import Statistics

@@ -5,24 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
 from onnxq.model.operators import domain_of, operator_name
-from onnxq.model.opset import raise_to
+from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
+from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Site
 from onnxq.passes.constants import constant_array, constant_shape, give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.equalize.walk import Products, Scaled
 from onnxq.passes.finish import with_bias
 from onnxq.passes.sink import Memory
 from onnxq.passes.solving import Work
-from onnxq.passes.step import Change
+from onnxq.passes.step import Change, Refusal
 
-# Initializers that are no inputs.
-_IR_VERSION = 4
 BIAS, NORM = "correct: bias", "correct: norm"
 """What reports call the corrections."""
 
@@ -84,7 +81,7 @@ def open_biases(model: Model, work: Sequence[Work]) -> tuple[dict[int, Bias], li
     Returns:
         The biases, and why other layers get none.
     """
-    raise_to(model.ir, 0, _IR_VERSION)
+    raise_to(model.ir, 0, INITIALIZER_IR_VERSION)
     editor, found, changes = Editor(model.ir), {}, []
     for number, item in enumerate(work):
         try:
@@ -174,7 +171,7 @@ class Norm:
 
 def find_norms(model: Model, work: Sequence[Work]) -> tuple[list[Norm], list[Change]]:
     """The norms before layers, and why the factors of other activations cannot be chosen."""
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    infer_shapes(model.ir)
     numbers = {item.weight.name: at for at, item in enumerate(work)}
     products = products_of([item.weight for item in work], model.ir.graph)
     found, changes = [], []

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from onnx_ir.passes.common import ShapeInferencePass
 
 from onnxq.model.load import Model
+from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Weight
 from onnxq.passes.equalize.fold import Folding
 from onnxq.passes.equalize.formulas import Formula, Seen, formula_of
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place, find_places, products_of
-from onnxq.passes.step import Change, Context, rewritten
+from onnxq.passes.step import Change, Context, Refusal, rewritten
 from onnxq.recipes import ActivationSpec, QuantSpec
 from onnxq.statistics.statistics import Statistics
 
@@ -36,7 +35,7 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
         UsageError, DataError, NonFiniteError, SessionError, OutputError: As `Context.statistics` and `rewritten`.
     """
     # Where channels go in a Reshape is told by shapes, and many exporters leave them out.
-    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model.ir)
+    infer_shapes(model.ir)
     plan, weights = context.plan(model)
     products = products_of(weights, model.ir.graph)
     specs = {each.weight: each.spec for each in plan if each.spec is not None}

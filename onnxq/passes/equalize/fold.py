@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.load import Model
-from onnxq.model.opset import raise_to
+from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
 from onnxq.model.save import Staging
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.constants import constant_array, give_operand, position, store_weight
@@ -15,9 +15,6 @@ from onnxq.passes.edit import Editor
 from onnxq.passes.equalize.labels import Labels
 from onnxq.passes.equalize.places import Place
 from onnxq.passes.equalize.walk import Products
-
-# Initializers that are no inputs.
-_IR_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Folding:
         if not (self._weights or self._operands or self._inserted or self._picked):
             return False
         editor = Editor(model.ir)
-        raise_to(model.ir, 0, _IR_VERSION)
+        raise_to(model.ir, 0, INITIALIZER_IR_VERSION)
         picks = {node: picked for place, picked in self._picked for node in (place.walk.rows if place.walk else ())}
         for node in {**self._weights, **picks}:
             self._write_weight(node, picks.get(node), staging)

@@ -14,9 +14,9 @@ from onnxq.methods.equalize.ties import tied
 from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve import rtn
 from onnxq.passes.equalize.fold import Folding, Picked
-from onnxq.passes.equalize.labels import Refusal
 from onnxq.passes.equalize.places import Place
 from onnxq.passes.form import grouping
+from onnxq.passes.step import Refusal
 from onnxq.recipes import Aweq, Awq, Disassemble, QuantSpec, Shift, Smooth
 from onnxq.statistics.reductions import Kind
 from onnxq.statistics.statistics import Statistics

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.passes.step import Refusal
+
 Labels = np.ndarray
 Dim = int | str | None
-
-
-class Refusal(Exception):  # noqa: N818
-    """Why the channels of an activation cannot be scaled."""
 
 
 def dims_of(value: ir.Value) -> tuple[Dim, ...]:

@@ -1,14 +1,13 @@
 """How the makers of a value scale its channels: what each operator asks of its inputs so that its output is scaled."""
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.constants import constant_ints
-from onnxq.model.operators import domain_of, operator_name
-from onnxq.passes.equalize.labels import Labels, Refusal, dims_of, padded, reshaped
+from onnxq.model.operators import MICROSOFT, domain_of, operator_name
+from onnxq.passes.equalize.labels import Labels, dims_of, padded, reshaped
 from onnxq.passes.equalize.nodes import (
     PARTS,
     check_product,
@@ -20,28 +19,26 @@ from onnxq.passes.equalize.nodes import (
     parts,
     perm_of,
 )
+from onnxq.passes.equalize.walk import Walk
+from onnxq.passes.step import Refusal
 
-if TYPE_CHECKING:
-    from onnxq.passes.equalize.walk import Walk
-
-_MICROSOFT = "com.microsoft"
 # Inputs with one number a channel, which scale the output.
 _NORMS = {
     ("", "LayerNormalization"): (1, 2),
     ("", "RMSNormalization"): (1,),
     ("", "SimplifiedLayerNormalization"): (1,),
-    (_MICROSOFT, "SkipLayerNormalization"): (2, 3),
-    (_MICROSOFT, "SkipSimplifiedLayerNormalization"): (2,),
+    (MICROSOFT, "SkipLayerNormalization"): (2, 3),
+    (MICROSOFT, "SkipSimplifiedLayerNormalization"): (2,),
 }
 # Inputs of attention that hold values beside input 2: a packed bias, or values of earlier calls.
 _ATTENTIONS = {
     ("", "Attention"): (5,),
-    (_MICROSOFT, "MultiHeadAttention"): (3, 7),
-    (_MICROSOFT, "GroupQueryAttention"): (4,),
+    (MICROSOFT, "MultiHeadAttention"): (3, 7),
+    (MICROSOFT, "GroupQueryAttention"): (4,),
 }
 
 
-def scale_output(walk: "Walk", node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def scale_output(walk: Walk, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     """Have an output of a node scaled.
 
     Raises:
@@ -68,7 +65,7 @@ def scale_output(walk: "Walk", node: ir.Node, value: ir.Value, labels: Labels) -
         raise Refusal(f"{operator_name(node)} takes no scales")
 
 
-def _product(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _product(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """The columns of the weight, and the bias."""
     weight, site = walk.products[node]
     check_product(node, weight)
@@ -81,7 +78,7 @@ def _product(walk: "Walk", node: ir.Node, labels: Labels) -> None:
         walk.operand(node, 2, channel.reshape(-1, 1) if axis == -2 and not is_convolution(site) else channel)
 
 
-def _part(walk: "Walk", node: ir.Node, value: ir.Value, labels: Labels) -> None:
+def _part(walk: Walk, node: ir.Node, value: ir.Value, labels: Labels) -> None:
     found, whole = parts(node), node.inputs[0]
     part = found[list(node.outputs).index(value)]
     alone = len(found) == 1 and whole is not None and len(whole.uses()) == 1
@@ -90,7 +87,7 @@ def _part(walk: "Walk", node: ir.Node, value: ir.Value, labels: Labels) -> None:
     walk.operand(node, 0, part.back(labels, alone=alone))
 
 
-def _norm(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _norm(walk: Walk, node: ir.Node, labels: Labels) -> None:
     axis, first = node.attributes.get("axis"), node.inputs[0]
     if axis is not None and axis.as_int() != -1 and (first is None or axis.as_int() != len(dims_of(first)) - 1):
         raise Refusal(f"{operator_name(node)} normalizes over several axes")
@@ -100,7 +97,7 @@ def _norm(walk: "Walk", node: ir.Node, labels: Labels) -> None:
             walk.operand(node, index, channel)
 
 
-def _attention(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _attention(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """Each head passes the scales of its channels on to its values; heads that share values share scales."""
     values = node.inputs[2] if len(node.inputs) > 2 else None
     kept = any(each.uses() or each.is_graph_output() for each in node.outputs[1:])
@@ -124,21 +121,21 @@ def _attention(walk: "Walk", node: ir.Node, labels: Labels) -> None:
     walk.visit(values, labels if len(shape) == 4 else labels.reshape(-1))
 
 
-def _first(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _first(walk: Walk, node: ir.Node, labels: Labels) -> None:
     walk.operand(node, 0, labels)
 
 
-def _sum(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _sum(walk: Walk, node: ir.Node, labels: Labels) -> None:
     walk.operand(node, 0, labels)
     walk.operand(node, 1, labels)
 
 
-def _transposed(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _transposed(walk: Walk, node: ir.Node, labels: Labels) -> None:
     perm = perm_of(node)
     walk.operand(node, 0, padded(labels, len(perm)).transpose(np.argsort(perm)))
 
 
-def _factor(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _factor(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """One of two factors: a constant one where it has a number a channel, else the first that can be scaled."""
     constants = [constant_operand(each) for each in node.inputs]
     for index, tensor in enumerate(constants):
@@ -163,7 +160,7 @@ def _factor(walk: "Walk", node: ir.Node, labels: Labels) -> None:
     raise Refusal(reasons[-1] if reasons else f"{operator_name(node)} takes no scales")
 
 
-def _quotient(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _quotient(walk: Walk, node: ir.Node, labels: Labels) -> None:
     below = constant_operand(node.inputs[1])
     if below is not None and below.size > 1:
         walk.operand(node, 1, labels, divided=True)
@@ -171,7 +168,7 @@ def _quotient(walk: "Walk", node: ir.Node, labels: Labels) -> None:
         walk.operand(node, 0, labels)
 
 
-def _weighing(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _weighing(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """A product of two activations sums over one axis of each; the others stay what they are."""
     wide = padded(labels, 2)
     if node.inputs[0] is node.inputs[1]:
@@ -182,12 +179,12 @@ def _weighing(walk: "Walk", node: ir.Node, labels: Labels) -> None:
     walk.operand(node, 1 if wide.shape[-2] == 1 else 0, labels)
 
 
-def _pooled(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _pooled(walk: Walk, node: ir.Node, labels: Labels) -> None:
     rank = len(dims_of(node.outputs[0]))
     walk.operand(node, 0, walk.only(labels, 1 - rank).reshape(-1, *(1,) * (rank - 2)))
 
 
-def _reduced(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _reduced(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """Channels that are not reduced over keep their scales."""
     axes, keeps, whole = node.attributes.get("axes"), node.attributes.get("keepdims"), node.inputs[0]
     reduced = axes.as_ints() if axes else constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
@@ -200,13 +197,13 @@ def _reduced(walk: "Walk", node: ir.Node, labels: Labels) -> None:
     walk.operand(node, 0, labels)
 
 
-def _batch_norm(walk: "Walk", node: ir.Node, labels: Labels) -> None:
+def _batch_norm(walk: Walk, node: ir.Node, labels: Labels) -> None:
     channel = walk.only(labels, 1 - len(dims_of(node.outputs[0])))
     walk.operand(node, 1, channel)
     walk.operand(node, 2, channel)
 
 
-_PLAIN: Mapping[str, Callable[["Walk", ir.Node, Labels], None]] = {
+_PLAIN: Mapping[str, Callable[[Walk, ir.Node, Labels], None]] = {
     "Add": _sum,
     "Sub": _sum,
     "Mul": _factor,

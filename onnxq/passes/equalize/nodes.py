@@ -8,7 +8,8 @@ import onnx_ir as ir
 from onnxq.model.constants import FLOAT_TYPES, constant_ints, constant_tensor, trace, views
 from onnxq.model.operators import domain_of
 from onnxq.model.sites import Site, Weight
-from onnxq.passes.equalize.labels import Part, Refusal, dims_of
+from onnxq.passes.equalize.labels import Part, dims_of
+from onnxq.passes.step import Refusal
 
 # Operators that give parts of their first input.
 PARTS = ("Slice", "Split", "Gather")

@@ -7,9 +7,11 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.sites import Weight
-from onnxq.passes.equalize.labels import Labels, Refusal
+from onnxq.passes.equalize.labels import Labels
+from onnxq.passes.equalize.makers import scale_output
 from onnxq.passes.equalize.nodes import check_product, is_convolution
 from onnxq.passes.equalize.walk import Products, Walk, row_axis, values_of
+from onnxq.passes.step import Refusal
 from onnxq.recipes import SITE_KINDS, SiteKind
 from onnxq.statistics.reductions import Kind
 from onnxq.statistics.requests import Request
@@ -105,7 +107,7 @@ def _place(products: Products, node: ir.Node, value: ir.Value, kinds: Sequence[S
     from_end = row_axis(weight, site, value)
     channels, axis = _channels(node, weight, site.layout.reduction), from_end if from_end in (-1, -2) else 1
     labels = np.arange(channels).reshape(-1, *(1,) * (-from_end - 1))
-    walk = Walk(products, channels)
+    walk = Walk(products, channels, scale_output)
     try:
         walk.visit(value, labels)
     except Refusal as refusal:
@@ -121,7 +123,7 @@ def _place(products: Products, node: ir.Node, value: ir.Value, kinds: Sequence[S
 
 def _inserted(products: Products, value: ir.Value, channels: int, axis: int, labels: Labels) -> Place:
     """All products that read a value directly, behind a Mul."""
-    walk, reason = Walk(products, channels), ""
+    walk, reason = Walk(products, channels, scale_output), ""
     for node, index in value.uses():
         if node in products and index == 1 - min(products[node][1].index, 1):
             try:

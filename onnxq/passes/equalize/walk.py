@@ -6,7 +6,7 @@ a normalization by its scale, an operator that only passes scales on by whoever 
 attention, of the gate of a feed-forward layer or of a Relu is scaled so, through several operators.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,8 +15,7 @@ import onnx_ir as ir
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.calibrate import channel_axis
-from onnxq.passes.equalize.labels import Labels, Refusal, dims_of, padded, reshaped
-from onnxq.passes.equalize.makers import scale_output
+from onnxq.passes.equalize.labels import Labels, dims_of, padded, reshaped
 from onnxq.passes.equalize.nodes import (
     PARTS,
     check_product,
@@ -27,6 +26,7 @@ from onnxq.passes.equalize.nodes import (
     parts,
     perm_of,
 )
+from onnxq.passes.step import Refusal
 from onnxq.recipes import SiteKind
 
 Products = Mapping[ir.Node, tuple[Weight, Site]]
@@ -50,6 +50,10 @@ class Scaled:
     divided: bool = False
 
 
+ScaleOutput = Callable[["Walk", ir.Node, ir.Value, Labels], None]
+"""Has an output of a node scaled, and asks the walk for what that takes; a `Refusal` where the node cannot do that."""
+
+
 @dataclass
 class Walk:
     """What was found on the way.
@@ -57,6 +61,7 @@ class Walk:
     Attributes:
         products: All operators with a weight.
         channels: Of the activation.
+        scale_output: What each operator asks for, `makers.scale_output`.
         rows: Products that make up for the scaling, with the channel of each row of their weight.
         columns: Products that scale, with the channel of each column.
         constants: Other operands that scale.
@@ -67,6 +72,7 @@ class Walk:
 
     products: Products
     channels: int
+    scale_output: ScaleOutput
     rows: dict[ir.Node, np.ndarray] = field(default_factory=dict)
     columns: dict[ir.Node, np.ndarray] = field(default_factory=dict)
     constants: list[Scaled] = field(default_factory=list)
@@ -102,7 +108,7 @@ class Walk:
         node = value.producer()
         if node is None:
             raise Refusal(f"'{value.name}' is an input of the model")
-        scale_output(self, node, value, labels)
+        self.scale_output(self, node, value, labels)
 
     def read(self, node: ir.Node, index: int, labels: Labels) -> None:
         """Let somebody who reads a scaled value make up for it.

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# Of the layout `tiled2`.
-STRIP = 16
-
 Arrays = Sequence[NDArray[np.generic]]
 
 

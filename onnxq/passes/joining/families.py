@@ -6,7 +6,7 @@ from itertools import permutations
 
 import onnx_ir as ir
 
-from onnxq.model.attention import MICROSOFT
+from onnxq.model.operators import MICROSOFT
 from onnxq.model.sites import Weight
 from onnxq.passes.fusion import is_op
 

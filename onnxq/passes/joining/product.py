@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.formats.tiled import UNIT_N
 from onnxq.functions import DOMAIN
 from onnxq.model.constants import constant_tensor
 from onnxq.model.labels import together, together_module
 from onnxq.passes.edit import Editor, describe, drop_unused
-from onnxq.passes.joining.columns import STRIP, side_by_side
+from onnxq.passes.joining.columns import side_by_side
 from onnxq.passes.joining.families import Family
 from onnxq.passes.sink import Sink
 
@@ -102,7 +103,7 @@ def _constant(
     """One operand of all products as one, from the constants that it comes from."""
     arrays = [each.numpy() for each in parts]
     # Of three axes are codes, whose first one is strips; else the last one is columns.
-    axis, strip = (0, 1) if arrays[0].ndim == 3 else (arrays[0].ndim - 1, STRIP)
+    axis, strip = (0, 1) if arrays[0].ndim == 3 else (arrays[0].ndim - 1, UNIT_N)
     joined = side_by_side(arrays, axis=axis, strip=strip, in_turn=family.is_gated)
     chunk = np.ascontiguousarray(joined).reshape(-1).view(np.uint8)
     name = editor.fresh(together([each.name or "" for each in parts]))

@@ -11,7 +11,8 @@ from onnxq.methods.equalize.rotation import Rotation
 from onnxq.model.sites import Weight
 from onnxq.passes.constants import constant_array, constant_shape, give_operand, position, store_weight
 from onnxq.passes.edit import Editor
-from onnxq.passes.rotation.linear import Linear, is_standard
+from onnxq.passes.fusion import is_op
+from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm, Operand
 from onnxq.passes.rotation.places import Heads
 from onnxq.passes.rotation.stream import Stream
@@ -24,8 +25,7 @@ class Turns:
 
     Attributes:
         x: What its input is rotated by.
-        y: What rotates its output; `columns` of it where that is not all.
-        columns: See `y`.
+        y: What its output is rotated by: rotations, each with the first of its columns and the one behind the last.
         norm: Whose scale and shift move into it.
         online: An operator rotates its input, which has so many axes; they need be known only where the rotation has
             more channels. None: something else does.
@@ -163,7 +163,7 @@ class _Writing:
     def _add_bias(self, linear: Linear, array: np.ndarray) -> None:
         dtype = linear.weight.dtype.numpy()
         constant = self._constant(f"{linear.weight.source.name}_bias", array, dtype, linear.weight.source)
-        if is_standard(linear.node, "Gemm"):
+        if is_op(linear.node, "Gemm"):
             linear.node.resize_inputs(3)
             linear.node.replace_input_with(2, constant)
             return
@@ -207,11 +207,11 @@ def _flat(operand: Operand) -> np.ndarray:
 
 def _bias_of(linear: Linear) -> Operand | None:
     """The constant that is added to all that a linear puts out, if there is one."""
-    if is_standard(linear.node, "Gemm"):
+    if is_op(linear.node, "Gemm"):
         found = len(linear.node.inputs) > 2 and constant_shape(linear.node.inputs[2]) is not None
         return (linear.node, 2) if found else None
     uses = list(linear.y.uses())
-    if len(uses) != 1 or not is_standard(uses[0][0], "Add") or linear.y.is_graph_output():
+    if len(uses) != 1 or not is_op(uses[0][0], "Add") or linear.y.is_graph_output():
         return None
     node, at = uses[0]
     shape = constant_shape(node.inputs[1 - at])

@@ -5,10 +5,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.constants import (
-    FLOAT_TYPES,
-    constant_ints,
-)
+from onnxq.model.constants import FLOAT_TYPES, constant_ints
 from onnxq.model.operators import domain_of, is_set
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
@@ -60,11 +57,6 @@ def _is_plain(node: ir.Node) -> bool:
         return False
     factors = [node.attributes.get(name) for name in ("alpha", "beta")]
     return is_set(node, "transA") is False and all(each is None or each.value == 1 for each in factors)
-
-
-def is_standard(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether a node is one of these operators of the default domain."""
-    return node is not None and domain_of(node) == "" and node.op_type in op_types
 
 
 def is_constant_row(value: ir.Value | None) -> bool:

@@ -10,7 +10,8 @@ import onnx_ir as ir
 from onnxq.model.constants import constant_ints
 from onnxq.model.shapes import Shapes
 from onnxq.passes.constants import constant_array, constant_shape
-from onnxq.passes.rotation.linear import is_standard, keeps_rows
+from onnxq.passes.fusion import is_op
+from onnxq.passes.rotation.linear import keeps_rows
 
 Operand = tuple[ir.Node, int]
 """A node and the number of an input."""
@@ -63,9 +64,9 @@ class Kind(NamedTuple):
 
 def squares(node: ir.Node) -> bool:
     """Whether a node squares its first input."""
-    if is_standard(node, "Mul"):
+    if is_op(node, "Mul"):
         return node.inputs[0] is node.inputs[1]
-    return is_standard(node, "Pow") and _number(node.inputs[1]) == 2
+    return is_op(node, "Pow") and _number(node.inputs[1]) == 2
 
 
 def behind(node: ir.Node, given: Sequence[Kind | None], shapes: Shapes, width: int) -> Kind | None:
@@ -79,20 +80,20 @@ def behind(node: ir.Node, given: Sequence[Kind | None], shapes: Shapes, width: i
     forms = {each.form for each in known}
     if any(each.root is not first.root for each in known):
         return None
-    if is_standard(node, *FUSED):
+    if is_op(node, *FUSED):
         return _fused(node, given, shapes)
     if forms == {Form.ROTATED} and squares(node):
         return Kind(Form.SQUARED, first.root)
-    if is_standard(node, "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"):
+    if is_op(node, "ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare"):
         return _reduced(node, first, shapes)
     if forms == {Form.NUMBER}:
         others = [value for value, kind in zip(node.inputs, given, strict=True) if kind is None and value is not None]
-        plain = is_standard(node, *_ON_NUMBERS) and all(_number(each) is not None for each in others)
+        plain = is_op(node, *_ON_NUMBERS) and all(_number(each) is not None for each in others)
         return first if plain else None
     rows = next((each for each in known if each.form in (Form.ROTATED, Form.SCALED)), None)
     if rows is None:
         return None
-    if is_standard(node, "Mul", "Div", "Add", "Sub"):
+    if is_op(node, "Mul", "Div", "Add", "Sub"):
         return _scaled(node, given, rows, width)
     same = given[0] is rows and len(known) == 1 and shapes.last(node.outputs[0]) == width
     return rows if same and keeps_rows(node, shapes, width) else None

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import MICROSOFT, domain_of, operator_name
 from onnxq.model.shapes import Shapes
-from onnxq.passes.rotation.linear import Linear, is_constant_row, is_standard, keeps_rows
+from onnxq.passes.fusion import is_op
+from onnxq.passes.rotation.linear import Linear, is_constant_row, keeps_rows
 from onnxq.passes.rotation.stream import Refused, Stream
 
 # What activation functions and gates end in; the microsoft ones are fused.
@@ -51,16 +52,16 @@ def find_heads(linears: Mapping[ir.Node, Linear], shapes: Shapes) -> list[Heads 
 def _attention_before(output: Linear) -> ir.Node | None:
     """The product of probabilities and values whose heads, side by side, a linear reads."""
     node = output.x.producer()
-    if not is_standard(node, "Reshape"):
+    if not is_op(node, "Reshape"):
         return None
-    while node is not None and is_standard(node, "Reshape") and node.inputs[0] is not None:
+    while node is not None and is_op(node, "Reshape") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    if not is_standard(node, "Transpose") or node is None or node.inputs[0] is None:
+    if not is_op(node, "Transpose") or node is None or node.inputs[0] is None:
         return None
     perm = node.attributes.get("perm")
     node = node.inputs[0].producer()
     heads_last = perm is not None and tuple(perm.as_ints()) == (0, 2, 1, 3)
-    return node if heads_last and is_standard(node, "MatMul") else None
+    return node if heads_last and is_op(node, "MatMul") else None
 
 
 def _values(
@@ -73,16 +74,16 @@ def _values(
             return "its values are an input of the model"
         if value.is_graph_output():
             return f"its values are an output of the model, '{value.name}'"
-        if others := [each for each in value.consumers() if each is not reader and not is_standard(each, "Shape")]:
+        if others := [each for each in value.consumers() if each is not reader and not is_op(each, "Shape")]:
             return f"{operator_name(others[0])} '{others[0].name}' reads its values too"
         if node in linears:
             return linears[node], columns or (0, linears[node].weight.shape[1])
         following: ir.Value | None = None
-        if is_standard(node, "Add"):
+        if is_op(node, "Add"):
             following = next((each for each in node.inputs if not is_constant_row(each)), None)
-        elif keeps_rows(node, shapes, width) and not is_standard(node, "Slice", "Gather"):
+        elif keeps_rows(node, shapes, width) and not is_op(node, "Slice", "Gather"):
             following = node.inputs[0]
-        elif is_standard(node, "Split") and columns is None:
+        elif is_op(node, "Split") and columns is None:
             columns = _columns(node, value, shapes, width)
             following = node.inputs[0] if columns else None
         if following is None:
@@ -123,7 +124,7 @@ def _is_behind_activation(linear: Linear, shapes: Shapes) -> bool:
     node = linear.x.producer()
     while node is not None and node.inputs and keeps_rows(node, shapes, linear.weight.shape[0]):
         node = None if node.inputs[0] is None else node.inputs[0].producer()
-    if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", "com.microsoft"):
+    if node is None or node.op_type not in _ACTIVATIONS or domain_of(node) not in ("", MICROSOFT):
         return False
     # A scale of each channel ends a norm.
     return not any(is_constant_row(each) for each in node.inputs)

@@ -164,6 +164,9 @@ def _unchanged(array: np.ndarray) -> np.ndarray:
 
 
 def _round_rows(spec: ActivationSpec, rows: np.ndarray) -> np.ndarray:
+    if spec.group_size is not None:
+        token = spec.model_copy(update={"granularity": "token", "group_size": None})
+        return _round_rows(token, rows.reshape(-1, spec.group_size)).reshape(rows.shape)
     kind, axis = get_format(spec.format), {"token": 1, "channel": 0, "tensor": None}[spec.granularity]
     low, high = (bound(rows, axis=axis, keepdims=True).astype(np.float64) for bound in (np.min, np.max))
     scale, zero_point = scale_of(low, high, kind, symmetric=spec.symmetric)

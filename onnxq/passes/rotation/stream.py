@@ -13,7 +13,8 @@ from onnxq.model.operators import operator_name
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
 from onnxq.passes.constants import constant_shape
-from onnxq.passes.rotation.linear import Linear, is_standard, keeps_rows
+from onnxq.passes.fusion import is_op
+from onnxq.passes.rotation.linear import Linear, keeps_rows
 from onnxq.passes.rotation.norm import FUSED, Form, Kind, Norm, Operand, behind, squares
 
 
@@ -63,11 +64,11 @@ def find_streams(
     tables = {
         weight.sites[0].node: weight
         for weight in weights
-        if len(weight.sites) == 1 and is_standard(weight.sites[0].node, "Gather") and not weight.obstacle
+        if len(weight.sites) == 1 and is_op(weight.sites[0].node, "Gather") and not weight.obstacle
     }
     found, seen = [], set[ir.Value]()
     for node in graph:
-        seed = node.inputs[0] if is_standard(node, *FUSED) or squares(node) else None
+        seed = node.inputs[0] if is_op(node, *FUSED) or squares(node) else None
         width = None if seed in seen else shapes.last(seed)
         if seed is None or width is None:
             continue
@@ -113,24 +114,23 @@ class _Region:
 
     def connects(self, node: ir.Node) -> bool:
         """Whether a node makes a sum of rows, or only shows them differently."""
-        if node.graph is not self.graph or (is_standard(node, "Gather") and constant_shape(node.inputs[0]) is not None):
+        if node.graph is not self.graph or (is_op(node, "Gather") and constant_shape(node.inputs[0]) is not None):
             return False
-        if is_standard(node, "Concat"):
+        if is_op(node, "Concat"):
             dims, axis = self.shapes.of(node.outputs[0]), node.attributes["axis"].as_int()
             return dims is not None and axis % len(dims) != len(dims) - 1
-        return is_standard(node, "Add", "Sum") or keeps_rows(node, self.shapes, self.width)
+        return is_op(node, "Add", "Sum") or keeps_rows(node, self.shapes, self.width)
 
     def operands(self, node: ir.Node) -> Iterator[tuple[int, ir.Value]]:
         """The inputs of a connecting node that are rows."""
-        rows = node.inputs if is_standard(node, "Add", "Sum", "Concat") else node.inputs[:1]
+        rows = node.inputs if is_op(node, "Add", "Sum", "Concat") else node.inputs[:1]
         return ((at, value) for at, value in enumerate(rows) if value is not None)
 
     @property
     def is_residual(self) -> bool:
         """Whether layers are added to it."""
         return any(
-            is_standard(node, "Add", "Sum") and sum(value in self.values for value in node.inputs) > 1
-            for node in self.inner
+            is_op(node, "Add", "Sum") and sum(value in self.values for value in node.inputs) > 1 for node in self.inner
         )
 
     def stream(self) -> Stream | Refused | None:
@@ -178,9 +178,9 @@ class _Region:
 
 def _is_norm(node: ir.Node | None) -> bool:
     """Whether a node ends a norm: fused, or a scale or shift of each channel."""
-    if is_standard(node, *FUSED):
+    if is_op(node, *FUSED):
         return True
-    return node is not None and is_standard(node, "Mul", "Add") and any(constant_shape(each) for each in node.inputs)
+    return node is not None and is_op(node, "Mul", "Add") and any(constant_shape(each) for each in node.inputs)
 
 
 class _Walk:
@@ -214,7 +214,7 @@ class _Walk:
         given = [None if value is None else self._kinds.get(value) for value in node.inputs]
         given = [None if kind is None or kind.root in self.exits else kind for kind in given]
         kinds = [kind for kind in given if kind is not None]
-        if not kinds or is_standard(node, "Shape", "Size"):
+        if not kinds or is_op(node, "Shape", "Size"):
             return None
         name = f"{operator_name(node)} '{node.name}'"
         if node.graph is not self.region.graph:

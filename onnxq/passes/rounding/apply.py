@@ -79,6 +79,6 @@ def _ranges(model: Model, planned: ActivationPlan, context: Context, file: str |
     if context.calibration is None:
         raise UsageError(
             f"recipe '{context.recipe.name}' has static scales of activations, which need data: --calib DATA or "
-            "--calib synthetic; granularity: token needs none"
+            "--calib synthetic; granularity: token and group need none"
         )
     return context.statistics(model, wanted, "activation")

@@ -32,7 +32,7 @@ def quantize_activations(model: ir.Model, sites: Sequence[ActivationSite], stati
         if not site.spec.is_dynamic:
             rounded = place.static(*_scale(site, statistics))
         else:
-            rounded = place.by_rows() if site.spec.granularity == "token" else place.by_tensor()
+            rounded = place.by_rows() if site.spec.of_rows else place.by_tensor()
         for node, index in site.uses:
             node.replace_input_with(index, rounded)
 
@@ -67,7 +67,8 @@ class _Place:
         pair, site = has_pair(self._site.spec), self._site
         stored = get_scale_type(_SCALE_TYPES[site.dtype] if pair else "fp32").store(scale)
         if not pair:
-            return self._round([self._broadcast(self._constant("scale", ir.DataType.FLOAT, stored))])
+            scales = self._broadcast(self._constant("scale", ir.DataType.FLOAT, stored))
+            return self._round(site.value, [scales])
         codes_type = ir.DataType[str(self._kind.onnx_type)]
         codes = pack(self._kind.encode(zero_point.astype(np.float32)), self._kind.bits)
         constants = [
@@ -84,23 +85,35 @@ class _Place:
         return self._dequantize(self._add(("", "DynamicQuantizeLinear"), [self._site.value], {}, types), {})
 
     def by_rows(self) -> ir.Value:
-        """With scales that the graph measures for each row."""
-        family, names = ("RowScale", ["scale"]) if self._site.spec.symmetric else ("RowRange", ["scale", "zero_point"])
-        types = [(name, ir.DataType.FLOAT) for name in names]
-        scale, *zero_point = self._add((DOMAIN, family + self._suffix), [self._site.value], {}, types)
-        if self._site.spec.clip_ratio != 1:
+        """With scales that the graph measures for each row, or for each group, which is a row for as long."""
+        value = self._site.value
+        if (size := self._site.spec.group_size) is None:
+            return self._by_rows_of(value, "rounded")
+        dims = self._constant("group", ir.DataType.INT64, np.array([-1, size], np.int64))
+        groups = ir.Value(name=f"{value.name}_groups", type=value.type, shape=ir.Shape([None, size]))
+        (groups,) = self._editor.behind(value, ("", "Reshape"), [value, dims], {}, [groups])
+        rounded = self._by_rows_of(groups, "rounded_groups")
+        (shape,) = self._add(("", "Shape"), [value], {}, [("shape", ir.DataType.INT64)])
+        return self._add(("", "Reshape"), [rounded, shape], {}, [("rounded", self._site.dtype)], behind=rounded)[0]
+
+    def _by_rows_of(self, value: ir.Value, name: str) -> ir.Value:
+        spec, types = self._site.spec, [("scale", ir.DataType.FLOAT)]
+        family = "RowScale" if spec.scale == "auto" else "RowBinade"
+        if not spec.symmetric:
+            family, types = "RowRange", [*types, ("zero_point", ir.DataType.FLOAT)]
+        scale, *zero_point = self._add((DOMAIN, family + self._suffix), [value], {}, types, behind=value)
+        if spec.clip_ratio != 1:
             # Both ends of the range move towards zero, which stays where it is.
-            ratio = self._constant("clip_ratio", ir.DataType.FLOAT, np.float32(self._site.spec.clip_ratio))
+            ratio = self._constant("clip_ratio", ir.DataType.FLOAT, np.float32(spec.clip_ratio))
             clipped = [("clipped_scale", ir.DataType.FLOAT)]
             (scale,) = self._add(("", "Mul"), [scale, ratio], {}, clipped, behind=scale)
-        return self._round([scale, *zero_point])
+        return self._round(value, [scale, *zero_point], name)
 
-    def _round(self, scales: Sequence[ir.Value]) -> ir.Value:
+    def _round(self, value: ir.Value, scales: Sequence[ir.Value], name: str = "rounded") -> ir.Value:
         """The function in place of a pair."""
-        name = f"QuantizeDequantize{self._suffix}" + ("" if self._site.spec.symmetric else "Asymmetric")
-        attributes = {"dtype": int(self._site.dtype)}
-        result = [("rounded", self._site.dtype)]
-        return self._add((DOMAIN, name), [self._site.value, *scales], attributes, result, behind=scales[0])[0]
+        function = f"QuantizeDequantize{self._suffix}" + ("" if self._site.spec.symmetric else "Asymmetric")
+        attributes, result = {"dtype": int(self._site.dtype)}, [(name, self._site.dtype)]
+        return self._add((DOMAIN, function), [value, *scales], attributes, result, behind=scales[0])[0]
 
     def _broadcast(self, scale: ir.Value) -> ir.Value:
         """One scale in all, or channels with the axes behind them."""

@@ -185,8 +185,10 @@ def _fate(weight: Weight, site: Site, value: ir.Value, asked: _Asked) -> Activat
         return f"its weight stays float: {weight.obstacle}"
     if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"{weight.dtype.name} activations are not rounded, only FLOAT and FLOAT16"
-    if answer.granularity == "token" and channel_axis(site, value) != -1:
+    if answer.of_rows and channel_axis(site, value) != -1:
         return f"what {operator_name(site.node)} sums over does not lie along the last axis: there are no tokens"
+    if answer.group_size is not None and (channels := _channels(weight, site, value)[1]) % answer.group_size:
+        return f"its {channels} channels are no whole groups of {answer.group_size}"
     if answer.granularity == "tensor" and answer.is_dynamic and weight.dtype != ir.DataType.FLOAT:
         return "DynamicQuantizeLinear takes FLOAT only: granularity: token takes FLOAT16 too"
     return asked.raising(activation_versions(answer, weight.dtype, asked.target)[0]) or answer

@@ -266,3 +266,13 @@ def test_a_file_of_statistics_will_do(tmp_path):
 def test_corrections_need_data():
     with pytest.raises(OnnxqError, match="correct: bias needs calibration data"):
         onnxq.quantize_proto(net(), recipe("bias", "rtn"))
+
+
+def test_what_the_new_add_lets_onnxruntime_fuse_has_the_opset_it_needs() -> None:
+    head = '<ir_version: 8, opset_import: ["": 17]> g (float[n, 2, 32] x) => (float[n, 2, 8] y) '
+    model = net(head + "{ a = MatMul(x, w) b = Relu(a) y = Neg(b) }", {"w": (32, 8)})
+    grouped = "correct: bias\nrules:\n- weight: {format: uint4, symmetric: false, granularity: group, group_size: 16}"
+    made, report = converted(model, parse_recipe(grouped), X[:, None].repeat(2, axis=1))
+    assert [each.done for each in report.changes] == ["in a new Add"]
+    assert "DequantizeLinear" in {each.op_type for each in made.graph.node}
+    onnx.checker.check_model(made, full_check=True)

@@ -181,7 +181,7 @@ def test_data_is_asked_for(model, tmp_path):
             tmp_path / "model.onnx",
             onnxq.Calibration(np.ones((2, 40), np.float32)),
             recipe=recipe,
-            output=tmp_path / "stats",
+            output=tmp_path / "stats.safetensors",
         )
 
 
@@ -209,3 +209,11 @@ def test_passes_over_the_data_give_the_same_as_one(model, monkeypatch):
         assert sum(each.done is not None for each in report.changes) == 2
         found.append({name: array.tobytes() for name, array in constants(quantized).items()})
     assert found[0] == found[1]
+
+
+def test_data_that_only_a_step_looks_at_was_used(model):
+    recipe = parse_recipe("equalize: [{method: smooth}]\nrules: [{weight: {format: int8}}]")
+    data = onnxq.Calibration(np.random.default_rng(0).standard_normal((5, 40)).astype(np.float32))
+    _, report = onnxq.quantize_proto(model(FEED_FORWARD, **SHAPES), recipe, calibration=data)
+    assert "calibrated on 5 samples" in report.notes
+    assert not any("not used" in each for each in report.warnings)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from onnxq.passes.equalize.labels import Part, Refusal, reshaped
+from onnxq.passes.equalize.labels import Part, reshaped
+from onnxq.passes.step import Refusal
 
 FACTORS = st.lists(st.integers(1, 4), min_size=1, max_size=6)
 
