@@ -119,8 +119,8 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     size, count = weight.size, group.scales
     if tiled:
         # There each column has a scale of its own, and each zero point a byte; the last columns fill up a unit.
-        columns = group.matrix[2]
-        size, count = (max(each, columns) // columns * tiled_columns(columns) for each in (size, count))
+        _, rows, columns = group.matrix
+        size, count = (each * tiled_columns(columns) for each in (rows, max(1, count // columns)))
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     if spec.salient:
         # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.
