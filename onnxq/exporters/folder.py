@@ -12,6 +12,7 @@ from onnxq.exporters.task import read_config, task_of
 from onnxq.exporters.through_optimum import export_through_optimum
 from onnxq.exporters.through_torch import export_through_torch
 from onnxq.model.load import guard
+from onnxq.model.replacing import output_errors
 from onnxq.model.staging import staging_folder
 
 Route = Literal["optimum", "torch"]
@@ -113,18 +114,15 @@ def _is_export(folder: Path) -> bool:
 @contextmanager
 def _staged(output: Path) -> Iterator[Path]:
     """A folder to make in a hidden one; it takes its name when the context ends well."""
-    try:
-        with staging_folder(output.parent) as hidden:
-            made, replaced = hidden / "made", hidden / "replaced"
-            yield made
-            if not output.exists():
-                made.rename(output)
-                return
-            output.rename(replaced)
-            try:
-                made.rename(output)
-            except OSError:
-                replaced.rename(output)
-                raise
-    except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error.strerror or error}; nothing was changed") from error
+    with output_errors(f"cannot write '{output}'", "; nothing was changed"), staging_folder(output.parent) as hidden:
+        made, replaced = hidden / "made", hidden / "replaced"
+        yield made
+        if not output.exists():
+            made.rename(output)
+            return
+        output.rename(replaced)
+        try:
+            made.rename(output)
+        except OSError:
+            replaced.rename(output)
+            raise

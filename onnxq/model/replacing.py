@@ -54,8 +54,26 @@ def write_text(path: Path, text: str, what: str) -> None:
     Raises:
         OutputError: It cannot be written.
     """
+    with (
+        output_errors(f"cannot write {what} '{path}'"),
+        replacing(path) as partial,
+        partial.open("x", encoding="utf-8", newline="\n") as file,
+    ):
+        file.write(text)
+
+
+@contextmanager
+def output_errors(failure: str, consequence: str = "") -> Iterator[None]:
+    """Let what the system says about a file be an OutputError.
+
+    Args:
+        failure: What could not be done, which the reason follows.
+        consequence: What follows the reason.
+
+    Raises:
+        OutputError: In the place of an OSError.
+    """
     try:
-        with replacing(path) as partial, partial.open("x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        yield
     except OSError as error:
-        raise OutputError(f"cannot write {what} '{path}': {error.strerror or error}") from error
+        raise OutputError(f"{failure}: {error.strerror or error}{consequence}") from error

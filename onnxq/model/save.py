@@ -3,7 +3,7 @@
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from onnxq.model.growing import GrowingFile
 from onnxq.model.load import MAXIMUM_MODEL_BYTES, Model, Source, guard
 from onnxq.model.mapped import MappedTensor
 from onnxq.model.publish import check_output, free_name, publish, unused_data
+from onnxq.model.replacing import output_errors
 from onnxq.model.staging import MODEL, Move, staging_folder
 from onnxq.model.writing import missing_from, write_data, write_model
 
@@ -222,12 +223,8 @@ class _Reporter:
             self._progress(self._done, self._total)
 
 
-@contextmanager
-def _output_errors(output: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error.strerror or error}; nothing was changed") from error
+def _output_errors(output: Path) -> AbstractContextManager[None]:
+    return output_errors(f"cannot write '{output}'", "; nothing was changed")
 
 
 def _bytes_of(chunk: bytes | NDArray[np.generic]) -> memoryview:

@@ -2,12 +2,12 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from onnxq.errors import OutputError
 from onnxq.model.form import Form
 from onnxq.model.growing import GrowingFile
+from onnxq.model.replacing import output_errors
 from onnxq.model.writing import write_data, write_model
 
 # A session copies a model that it gets as bytes, and maps one that it gets as a file with external data.
@@ -74,18 +74,12 @@ def temporary_folder(parent: str | Path | None = None) -> Iterator[Path]:
     Raises:
         OutputError: It cannot be made.
     """
-    try:
+    where = f" in '{parent}'" if parent else "; the environment variable TMPDIR says where"
+    with output_errors(f"cannot make a temporary folder{where}"):
         made = tempfile.TemporaryDirectory(prefix="onnxq-", dir=parent)
-    except OSError as error:
-        where = f" in '{parent}'" if parent else "; the environment variable TMPDIR says where"
-        raise OutputError(f"cannot make a temporary folder{where}: {error.strerror or error}") from error
     with made as folder:
         yield Path(folder)
 
 
-@contextmanager
-def _output_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise OutputError(f"cannot write a temporary model in '{folder}': {error.strerror or error}") from error
+def _output_errors(folder: Path) -> AbstractContextManager[None]:
+    return output_errors(f"cannot write a temporary model in '{folder}'")

@@ -120,7 +120,7 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     if tiled:
         # There each column has a scale of its own, and each zero point a byte; rows and columns fill up units.
         _, rows, columns = group.matrix
-        size, count = tiled_rows(rows) * tiled_columns(columns), max(1, count // columns) * tiled_columns(columns)
+        size, count = (each * tiled_columns(columns) for each in (tiled_rows(rows), max(1, count // columns)))
     zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
     if spec.salient:
         # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.

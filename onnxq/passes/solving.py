@@ -146,11 +146,13 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         if spec.method != "rtn" and (reason := _beyond_squares(array, spec.method)):
             return reason
         if curvature is None:
-            return _unless_lost(rounded(array))
-        if group.matrix[2] != 1:
-            return _unless_lost(_aimed(array, curvature, rounded))
-        # Rows are output channels here: seen as [1, K, C] they share one curvature.
-        return _unless_lost(_turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded)))
+            found = rounded(array)
+        elif group.matrix[2] != 1:
+            found = _aimed(array, curvature, rounded)
+        else:
+            # Rows are output channels here: seen as [1, K, C] they share one curvature.
+            found = _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
+        return _unless_lost(found)
 
     try:
         return solved(array)
@@ -201,12 +203,10 @@ def unusable(weight: Weight) -> str | None:
 
 
 def _aimed(weight: np.ndarray, curvature: Curvature, rounded: Callable[[np.ndarray], Solution]) -> Solution:
-    """The solution of a weight [1, K, C] that makes up for the errors of its inputs, where they are known."""
+    """The solution of a finite weight [1, K, C] that makes up for the errors of its inputs, where they are known."""
     if curvature.correction is None:
         return rounded(weight)
     exact = weight.astype(np.float32)
-    # Raises for NaN and Inf, which the correction would spread.
-    extremes(exact, None)
     solution = rounded(aimed(exact[0], curvature)[None])
     error = solution.weight() - exact
     return replace(solution, squared_error=float(np.vdot(error, error)), squared_norm=float(np.vdot(exact, exact)))

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from onnxq.errors import UsageError
 from onnxq.formats import Format, Integer, Minifloat, get_format
+from onnxq.recipes.spec import check_groups
 
 ActivationGranularity = Literal["tensor", "channel", "token", "group"]
 _OF_ROWS = ("token", "group")
@@ -62,10 +63,7 @@ class ActivationSpec(BaseModel):
                 f"granularity {self.granularity} measures what it meets while the model runs: leave out "
                 f"range: {self.range}"
             )
-        if self.granularity == "group" and self.group_size is None:
-            raise ValueError("granularity 'group' needs group_size, for instance group_size: 32")
-        if self.granularity != "group" and self.group_size is not None:
-            raise ValueError(f"group_size {self.group_size} needs granularity: group")
+        check_groups(self.granularity, self.group_size)
         if self.scale != "auto" and (self.granularity != "group" or not self.symmetric or self.clip_ratio != 1):
             raise ValueError(f"scale {self.scale} goes with granularity: group, without zero points and clip_ratio")
         if not self.of_rows and self.clip_ratio != 1:

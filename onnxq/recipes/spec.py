@@ -17,6 +17,14 @@ def as_list(value: object) -> object:
     return [value] if isinstance(value, str | float | int) else value
 
 
+def check_groups(granularity: str, group_size: int | None) -> None:
+    """Raise a ValueError unless there is a size of groups where there are groups, and nowhere else."""
+    if granularity == "group" and group_size is None:
+        raise ValueError("granularity 'group' needs group_size, for instance group_size: 32")
+    if granularity != "group" and group_size is not None:
+        raise ValueError(f"group_size {group_size} needs granularity: group")
+
+
 class QuantSpec(BaseModel):
     """Format, granularity, scale type and symmetry of one weight.
 
@@ -69,10 +77,7 @@ class QuantSpec(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> "QuantSpec":
-        if self.granularity == "group" and self.group_size is None:
-            raise ValueError("granularity 'group' needs group_size, for instance group_size: 32")
-        if self.granularity != "group" and self.group_size is not None:
-            raise ValueError(f"group_size {self.group_size} needs granularity: group")
+        check_groups(self.granularity, self.group_size)
         if not self.symmetric and not all(isinstance(get_format(name), Integer) for name in self.format):
             raise ValueError("symmetric: false needs an integer format; floats have no zero point")
         if self.symmetric and self.method == "hqq":

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from onnxq.errors import ModelError, OutputError, UsageError
-from onnxq.model.replacing import replacing
+from onnxq.errors import ModelError, UsageError
+from onnxq.model.replacing import output_errors, replacing
 from onnxq.runtime.native import native_library
 
 _CONFIG = "genai_config.json"
@@ -41,10 +41,8 @@ def register_in_folder(folder: str | Path) -> Path:
         raise ModelError(f"'{path}' cannot be read: {error}") from error
     copied = folder / library.path.name
     options["custom_ops_library"] = copied.name
-    try:
+    with output_errors(f"cannot write in '{folder}'"):
         shutil.copyfile(library.path, copied)
         with replacing(path) as partial:
             partial.write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot write in '{folder}': {error.strerror or error}") from error
     return copied
