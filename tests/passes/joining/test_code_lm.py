@@ -30,7 +30,7 @@ def test_all_attentions_and_feed_forward_layers_have_one_product(made):
     joined, _, report = made
     operators = [node.op_type for node in load(joined).ir.graph]
     assert operators.count("SwiGLUFP6E2M3Tiled") == LAYERS
-    assert operators.count("MatMulFP6E2M3Tiled") == 2 * LAYERS
+    assert operators.count("MatMulFP6E2M3Tiled") == 3 * LAYERS
     assert not {"Sigmoid", "Mul"} & set(operators)
     assert len(report.quantized) == 7 * LAYERS
     assert [each.done for each in report.changes].count("one product with 3 weights") == LAYERS
