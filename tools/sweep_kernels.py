@@ -74,7 +74,7 @@ def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
                     candidate = Tile(columns, mb, groups, stages, split, resident, steps, fold)
                     blocks = candidate.blocks(M, N)
                     some = stages >= 2 and candidate.shared_bytes(operand) <= most and K // 128 // split >= 4
-                    if some and blocks >= 60 and (split == 1 or blocks <= 600):
+                    if some and blocks >= 60 and (split == 1 or blocks <= 1200):
                         yield candidate
 
 

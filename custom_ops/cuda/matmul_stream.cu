@@ -158,10 +158,12 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
 #pragma unroll
     for (int r = 0; r < RW; r++) {
       const int row = (wr * RW + r) * 16 + lane / 4;
-      const bool own = ZERO && !GROUP && row < strips * 16;
-      minus[r] = minus_of(own ? __ldcg(zero + strip0 * 16 + row) : 0, own ? __ldcg(zero + strip0 * 16 + row + 8) : 0);
+      const bool has = ZERO && !GROUP && row < strips * 16;
+      minus[r] = minus_of(has ? __ldcg(zero + strip0 * 16 + row) : 0, has ? __ldcg(zero + strip0 * 16 + row + 8) : 0);
     }
-    for (int i = 0; i < count; i++) {
+    // Warps past the end of K leave the last stage out. Nothing is copied behind it, so nobody waits for their arrivals.
+    const int own = count - ((first + count - 1) * WK + wk >= units);
+    for (int i = 0; i < own; i++) {
       const u8* stage = ring + i % STAGES * STAGE;
       barrier_wait(full + i % STAGES, (i / STAGES) & 1);
       Raw raw[RW];
@@ -171,75 +173,69 @@ matmul_stream(const __grid_constant__ TensorMap x, const __grid_constant__ Tenso
       // can follow it.
       __syncwarp();
       barrier_arrive(taken + i % STAGES);
-      if ((first + i) * WK + wk < units) {
-        u32 a[RW][AHEAD ? 8 : 1][4];
-        auto decode_step = [&](int j, int at) {
+      u32 a[RW][AHEAD ? 8 : 1][4];
+      auto decode_step = [&](int j, int at) {
 #if GROUP && ZERO
-          if (j % (8 / SUB) == 0) {
-            const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
-                           ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
+        if (j % (8 / SUB) == 0) {
+          const u8* zz = stage + X_BYTES + W_BYTES + BOXES * S_PITCH + (BOXES > 1 ? wk * Z_PITCH : 0) +
+                         ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS + wr * RW * 16 + lane / 4;
 #pragma unroll
-            for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
-          }
-#endif
-#pragma unroll
-          for (int r = 0; r < RW; r++) decode(raw[r], j, a[r][at], minus[r]);
-        };
-        if constexpr (AHEAD) {
-#pragma unroll
-          for (int j = 0; j < 8; j++) decode_step(j, j);
-#pragma unroll
-          for (int r = 0; r < RW; r++)
-#pragma unroll
-            for (int e = 0; e < 32; e++) asm volatile("" : "+r"(a[r][e / 4][e % 4]));
+          for (int r = 0; r < RW; r++) minus[r] = minus_of(zz[r * 16], zz[r * 16 + 8]);
         }
-        barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
-#if GROUP
-        float part[CHAINS][RW][NT][4] = {};
-#else
-        auto& part = acc;
 #endif
-        u32 b[NT > 1 ? NT * 2 : 4];
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-          if constexpr (!AHEAD) decode_step(j, 0);
-          if (NT == 1) {
-            if (j % 2 == 0) ldmatrix(b, smem(stage) + piece[j]);
-          } else {
+        for (int r = 0; r < RW; r++) decode(raw[r], j, a[r][at], minus[r]);
+      };
+      if constexpr (AHEAD) {
 #pragma unroll
-            for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, smem(stage) + piece[j] + n * 1024);
+        for (int j = 0; j < 8; j++) decode_step(j, j);
+#pragma unroll
+        for (int r = 0; r < RW; r++)
+#pragma unroll
+          for (int e = 0; e < 32; e++) asm volatile("" : "+r"(a[r][e / 4][e % 4]));
+      }
+      barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
+#if GROUP
+      float part[CHAINS][RW][NT][4] = {};
+#else
+      auto& part = acc;
+#endif
+      u32 b[NT > 1 ? NT * 2 : 4];
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        if constexpr (!AHEAD) decode_step(j, 0);
+        if (NT == 1) {
+          if (j % 2 == 0) ldmatrix(b, smem(stage) + piece[j]);
+        } else {
+#pragma unroll
+          for (int n = 0; n < NT; n += 2) ldmatrix(b + n * 2, smem(stage) + piece[j] + n * 1024);
+        }
+#pragma unroll
+        for (int r = 0; r < RW; r++) {
+#pragma unroll
+          for (int n = 0; n < NT; n++) {
+            const int o = NT == 1 ? j % 2 * 2 : n * 2;
+            mma(part[j % CHAINS][r][n], a[r][AHEAD ? j : 0], b[o], b[o + 1]);
           }
+        }
+#if GROUP
+        if (j % (8 / SUB) == 8 / SUB - 1) {
+          const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES + (BOXES > 1 ? wk * S_PITCH : 0)) +
+                            ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS;
 #pragma unroll
           for (int r = 0; r < RW; r++) {
+            const float s0 = to_float(ss[(wr * RW + r) * 16 + lane / 4]), s1 = to_float(ss[(wr * RW + r) * 16 + lane / 4 + 8]);
 #pragma unroll
             for (int n = 0; n < NT; n++) {
-              const int o = NT == 1 ? j % 2 * 2 : n * 2;
-              mma(part[j % CHAINS][r][n], a[r][AHEAD ? j : 0], b[o], b[o + 1]);
-            }
-          }
-#if GROUP
-          if (j % (8 / SUB) == 8 / SUB - 1) {
-            const Scale* ss = reinterpret_cast<const Scale*>(stage + X_BYTES + W_BYTES + (BOXES > 1 ? wk * S_PITCH : 0)) +
-                              ((BOXES > 1 ? 0 : wk * SUB) + j / (8 / SUB)) * ROWS;
 #pragma unroll
-            for (int r = 0; r < RW; r++) {
-              const float s0 = to_float(ss[(wr * RW + r) * 16 + lane / 4]), s1 = to_float(ss[(wr * RW + r) * 16 + lane / 4 + 8]);
-#pragma unroll
-              for (int n = 0; n < NT; n++) {
-#pragma unroll
-                for (int e = 0; e < 4; e++) {
-                  acc[0][r][n][e] += (CHAINS > 1 ? part[0][r][n][e] + part[CHAINS - 1][r][n][e] : part[0][r][n][e]) * (e < 2 ? s0 : s1);
-                  part[0][r][n][e] = part[CHAINS - 1][r][n][e] = 0.f;
-                }
+              for (int e = 0; e < 4; e++) {
+                acc[0][r][n][e] += (CHAINS > 1 ? part[0][r][n][e] + part[CHAINS - 1][r][n][e] : part[0][r][n][e]) * (e < 2 ? s0 : s1);
+                part[0][r][n][e] = part[CHAINS - 1][r][n][e] = 0.f;
               }
             }
           }
-#endif
         }
-      } else {
-        // Past the end of K there is nothing to do but to wait: activations come when all warps are done with those before. A warp that
-        // arrived sooner would be counted in that round, for another that still reads.
-        barrier_wait(ready + i % STAGES, (i / STAGES) & 1);
+#endif
       }
       __syncwarp();
       barrier_arrive(empty + i % STAGES);
