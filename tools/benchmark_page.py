@@ -5,7 +5,7 @@ python tools/benchmark_page.py BENCH.json SESSION.json > docs/benchmarks.md
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +36,20 @@ def cell(line: Line) -> str:
     return f"{line['us']:.1f} ({share}{ratios})"
 
 
-def rows_of(lines: Iterable[Line], name: Callable[[Line], str], counts: list[int]) -> list[str]:
-    """A table with a line for each name and a column for each M."""
+def kind_of(line: Line) -> str:
+    """What kind of product it is, in words."""
+    scales = f"groups of {line['group']}" if line["group"] else "one scale a column"
+    return f"{line['format']}, {scales}, {line['dtype']}"
+
+
+def rows_of(lines: Sequence[Line]) -> list[str]:
+    """A table with a line for each shape and a column for each M."""
     found: dict[str, dict[int, str]] = {}
     for line in lines:
-        found.setdefault(name(line), {})[line["M"]] = cell(line)
+        found.setdefault(f"{line['N']}x{line['K']}", {})[line["M"]] = cell(line)
+    counts = sorted({line["M"] for line in lines})
     head = "| | " + " | ".join(f"M = {M}" for M in counts) + " |"
-    body = [f"| {what} | " + " | ".join(cells.get(M, "") for M in counts) + " |" for what, cells in found.items()]
+    body = [f"| {shape} | " + " | ".join(cells.get(M, "") for M in counts) + " |" for shape, cells in found.items()]
     return [head, "|---" * (len(counts) + 1) + "|", *body, ""]
 
 
@@ -50,18 +57,12 @@ def main() -> None:
     """Read and print."""
     bench, session = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:3])
     lines = bench["lines"]
-    plain = [line for line in lines if (line["format"], line["dtype"], line["group"]) == ("fp6_e3m2", "float16", 0)]
-    counts = sorted({line["M"] for line in plain})
     print(HEAD.format(**bench["about"]))
-    print("## FP6 E3M2, one scale a column, float16")
-    for some in (counts[: len(counts) // 2], counts[len(counts) // 2 :]):
-        print(*rows_of(plain, lambda line: f"{line['N']}x{line['K']}", some), sep="\n")
-    others = [line for line in lines if line not in plain]
-    N, K = others[0]["N"], others[0]["K"]
-    print(f"## Other kinds, {N}x{K}")
-    kind = "{format}, {dtype}, {group}".format
-    name = [line for line in others if (line["N"], line["K"]) == (N, K)]
-    print(*rows_of(name, lambda line: kind(**line).replace(", 0", ""), sorted({line["M"] for line in name})), sep="\n")
+    for kind in dict.fromkeys(kind_of(line) for line in lines):
+        alike = [line for line in lines if kind_of(line) == kind]
+        print(f"## {kind}")
+        for some in (lambda M: M <= _FEW, lambda M: M > _FEW):
+            print(*rows_of([line for line in alike if some(line["M"])]), sep="\n")
     worst = max(line["error"] for line in lines if line["dtype"] == "float16")
     print(f"The largest relative error with float16 is {worst:.1e}; rounding the result alone is 2e-4.\n")
     print(WITHIN.format(**session))

@@ -25,7 +25,7 @@ that of the 1B shape, which is its embedding, in none. Of weights as Gaussian as
 A cell: milliseconds a step (tokens a second; times as fast as float16).
 """
 MEMORY = """Files, memory on the GPU after a first step with an empty cache, and seconds to open the model from the page
-cache. Kernels that are compiled for the first time add a few seconds, here to the 1B shape, which was opened first:
+cache. Kernels that are compiled for the first time add a few seconds:
 """
 PROFILE = """Where a step goes, in microseconds, as CUPTI records it, which takes some time of its own: products with
 weights, attention (with rotation and cache), all other kernels, gaps between kernels, and the rest of the step.

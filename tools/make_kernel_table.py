@@ -1,8 +1,8 @@
 """Merge the fastest configuration of each product from sweeps into onnxq/runtime/cuda/table.json.
 
-python tools/make_kernel_table.py SWEEP.json ...      (later files win where a configuration was timed twice)
+python tools/make_kernel_table.py SWEEP.json ...
 
-What the table says of other products stays.
+Of a configuration timed twice the faster time counts, and of files the last. What the table says of other products stays.
 """
 
 import json
@@ -23,9 +23,10 @@ def main() -> None:
     for path in sys.argv[1:]:
         for sweep in json.loads(Path(path).read_text()):
             timed = times.setdefault((sweep["fmt"], sweep["group"], sweep["N"], sweep["K"], sweep["M"]), {})
-            for row in sweep["rows"]:
+            for row in sorted(sweep["rows"], key=lambda row: row["us"], reverse=True):
                 if row["error"] < 1e-3:
                     timed[eval(row["configuration"], {"Stream": Stream, "Tile": Tile})] = row["us"]  # noqa: S307 our own text
+    times = {product: timed for product, timed in times.items() if timed}
     swept = dict(times)
     for known in measured() if TABLE.exists() else ():
         times.setdefault((known.fmt, known.group, known.N, known.K, known.M), {known.configuration: known.us})

@@ -22,7 +22,7 @@ from gpu_products import Product, calls_for, seconds_each
 
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
-from onnxq.runtime.cuda.table import choose, serves
+from onnxq.runtime.cuda.table import choose, fitted, serves
 
 _WARM_SECONDS = 0.003  # one candidate after the other keeps the clocks up
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
@@ -41,7 +41,7 @@ def streams(operand: Operand, M: int, N: int, K: int) -> Iterator[Stream]:
             if (
                 not (8 if rw == 1 else 4) <= wr * wk <= 16
                 or deep < 2
-                or not 100 <= blocks <= (1800 if split == 1 else 300)
+                or not 100 <= blocks <= (2100 if split == 1 else 300)
             ):
                 continue
             made = partial(Stream, nt, rw, wr, wk, split=split, x_rows=min(M, 8 * nt))
@@ -85,7 +85,7 @@ def candidates(operand: Operand, M: int, N: int, K: int, most: int) -> list[Conf
         found += streams(operand, M, N, K)
     if M >= 16:
         found += tiles(operand, M, N, K)
-    found = [each for each in found if serves(each, operand)]
+    found = list(dict.fromkeys(fitted(operand, each) for each in found if serves(each, operand)))
     known = choose(operand, M, N, K)
     return [known, *random.Random(0).sample(found, min(most, len(found)))]  # noqa: S311 a choice of what to try
 
