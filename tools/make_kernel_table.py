@@ -2,7 +2,8 @@
 
 python tools/make_kernel_table.py SWEEP.json ...
 
-Of a configuration timed twice the faster time counts, and of files the last. What the table says of other products stays.
+Of a configuration timed twice the faster time counts, and of files the last. What the table says of other products
+stays.
 """
 
 import json
