@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.model.constants import View, apply_views, constant_tensor, trace, undo_views, view_shape, views
+from onnxq.model.constants import constant_array, trace, undo_views
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, drop_unused
 from onnxq.passes.sink import Sink
@@ -52,33 +52,6 @@ def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
         elif operator == "Reshape":
             raise ValueError(weight.name)
     return shape
-
-
-def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of a constant as its reader sees it; None for anything else."""
-    seen = _constant(value)
-    return None if seen is None else view_shape(seen[0].shape.numpy(), seen[1])
-
-
-def constant_array(value: ir.Value | None) -> np.ndarray:
-    """A constant as its reader sees it.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if (seen := _constant(value)) is None:
-        raise ValueError(value.name if value else value)
-    return apply_views(seen[0].numpy(), seen[1])
-
-
-def _constant(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ...]] | None:
-    if value is None:
-        return None
-    source, chain = trace(value)
-    tensor = constant_tensor(source)
-    steps = None if tensor is None else views(tensor, chain)
-    # A caller may replace the default of an input.
-    return None if tensor is None or steps is None or source.is_graph_input() else (tensor, steps)
 
 
 def give_operand(node: ir.Node, index: int, array: np.ndarray, what: str, editor: Editor, sink: Sink) -> None:

@@ -3,11 +3,10 @@
 import onnx_ir as ir
 
 from onnxq.functions import DOMAIN, VERSION, functions
-from onnxq.model.operators import MICROSOFT, domain_of, is_set
+from onnxq.model.operators import MICROSOFT, is_op, is_set
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.scopes import nodes, scopes
 from onnxq.passes.edit import Editor, describe
-from onnxq.passes.fusion import is_op
 from onnxq.passes.target import FUNCTION_IR_VERSION
 
 
@@ -46,7 +45,7 @@ def fuse_products(model: ir.Model) -> int:
 
 def _weight(node: ir.Node) -> ir.Value | None:
     """The right operand of a plain product."""
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm"):
+    if not is_op(node, "MatMul", "Gemm"):
         return None
     if node.op_type == "Gemm" and not _only_multiplies(node):
         return None

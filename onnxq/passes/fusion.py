@@ -8,8 +8,8 @@ import onnx_ir as ir
 
 from onnxq.formats import Format
 from onnxq.formats.tiled import fits_tiled
-from onnxq.model.constants import constant_tensor
-from onnxq.model.operators import domain_of
+from onnxq.model.constants import fixed_tensor
+from onnxq.model.operators import is_op, producer
 from onnxq.model.sites import Weight
 
 _BITS = {
@@ -25,39 +25,15 @@ _BLOCK_SIZES = (16, 32, 64, 128, 256)
 _TILED_BLOCK_SIZES, _TILED_UNIT = (16, 32, 64), 128
 
 
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether `node` is one of these standard ONNX operators."""
-    return node is not None and domain_of(node) == "" and node.op_type in op_types
-
-
-def producer(node: ir.Node, operand: int) -> ir.Node | None:
-    """The node that makes an operand, looking through Identity, which onnxruntime removes."""
-    value = node.inputs[operand] if operand < len(node.inputs) else None
-    maker = value.producer() if value is not None else None
-    while maker is not None and is_op(maker, "Identity") and maker.inputs[0] is not None:
-        maker = maker.inputs[0].producer()
-    return maker
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a value that cannot change: an initializer that is no graph input, or a Constant."""
-    return None if value is None or value.is_graph_input() else constant_tensor(value)
-
-
-def weight_of(dequantize: ir.Node) -> ir.TensorProtocol | None:
-    """The quantized tensor under a `DequantizeLinear`, if it is constant."""
-    return constant(dequantize.inputs[0])
-
-
 def fused_bits(node: ir.Node) -> int | None:
     """The bits of the `MatMulNBits` that a MatMul or Gemm becomes, or None where it stays what it is."""
     if not is_op(node, "MatMul", "Gemm"):
         return None
     dequantize = producer(node, 1)
-    if not is_op(dequantize, "DequantizeLinear") or dequantize is None or dequantize.graph is not node.graph:
+    if not is_op(dequantize, "DequantizeLinear") or dequantize.graph is not node.graph:
         return None
-    weight = weight_of(dequantize)
-    if weight is None or len(weight.shape) != 2 or constant(dequantize.inputs[1]) is None:
+    weight = fixed_tensor(dequantize.inputs[0])
+    if weight is None or len(weight.shape) != 2 or fixed_tensor(dequantize.inputs[1]) is None:
         return None
     # A second reader of the weight, the scale or the dequantized result stops the fusion; one of the zero point not.
     read = (*dequantize.inputs[:2], dequantize.outputs[0], node.inputs[1])
@@ -144,7 +120,7 @@ def _users(node: ir.Node) -> list[ir.Node]:
 def _blocks_along_k(dequantize: ir.Node) -> bool:
     """Scales of a [K, N] weight: blocks along K, or one a column, or one for all. A negative axis is not recognised."""
     scale = dequantize.inputs[1]
-    shape = constant(scale)
+    shape = fixed_tensor(scale)
     axis = dequantize.attributes.get_int("axis", 1)
     block = dequantize.attributes.get_int("block_size", 0)
     if block:

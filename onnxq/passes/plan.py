@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from onnxq.errors import number_of
 from onnxq.model.named import Named
-from onnxq.model.operators import domain_of
+from onnxq.model.operators import is_op
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.form import needs, planned_bytes
@@ -198,7 +198,4 @@ def _obstacle(weight: Weight, spec: QuantSpec, target: Target, raising: Callable
 
 def _multiplies_from_the_right(weight: Weight) -> bool:
     """All that read a weight are x @ weight."""
-    wanted = ("", "MatMul", 1)
-    return len(weight.shape) == 2 and all(
-        (domain_of(site.node), site.node.op_type, site.index) == wanted for site in weight.sites
-    )
+    return len(weight.shape) == 2 and all(is_op(site.node, "MatMul") and site.index == 1 for site in weight.sites)

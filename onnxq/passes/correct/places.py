@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.model.constants import constant_array, constant_shape
 from onnxq.model.load import Model
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import is_op, operator_name
 from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
 from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Site
-from onnxq.passes.constants import constant_array, constant_shape, give_operand
+from onnxq.passes.constants import give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.equalize.walk import Products, Scaled
@@ -120,7 +121,7 @@ def _place(site: Site, columns: int) -> tuple[ir.Node, int | None]:
         Refusal: None can be added.
     """
     node = site.node
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm", "Conv") or site.index != 1:
+    if not is_op(node, "MatMul", "Gemm", "Conv") or site.index != 1:
         raise Refusal(f"{node.op_type} takes no bias for each column of a weight")
     if node.op_type == "MatMul":
         place, bias = with_bias(node, columns)

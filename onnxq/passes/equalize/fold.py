@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.model.constants import constant_array
 from onnxq.model.load import Model
 from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
 from onnxq.model.save import Staging
 from onnxq.model.sites import Site, Weight
-from onnxq.passes.constants import constant_array, give_operand, position, store_weight
+from onnxq.passes.constants import give_operand, position, store_weight
 from onnxq.passes.edit import Editor
 from onnxq.passes.equalize.labels import Labels
 from onnxq.passes.equalize.places import Place

@@ -9,7 +9,7 @@ import numpy as np
 
 from onnxq.methods.equalize.choose import Cost, Rounding, choose, output_error
 from onnxq.methods.equalize.rotation import Rotation
-from onnxq.passes.constants import constant_array
+from onnxq.model.constants import constant_array
 from onnxq.passes.rotation.fold import Folding, Turns, rotated_weight
 from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm

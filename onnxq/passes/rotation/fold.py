@@ -8,10 +8,11 @@ import onnx_ir as ir
 
 from onnxq.functions import DOMAIN
 from onnxq.methods.equalize.rotation import Rotation
+from onnxq.model.constants import constant_array, constant_shape
+from onnxq.model.operators import is_op
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import constant_array, constant_shape, give_operand, position, store_weight
+from onnxq.passes.constants import give_operand, position, store_weight
 from onnxq.passes.edit import Editor
-from onnxq.passes.fusion import is_op
 from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm, Operand
 from onnxq.passes.rotation.places import Heads

@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.constants import FLOAT_TYPES, constant_ints
-from onnxq.model.operators import domain_of, is_set
+from onnxq.model.constants import FLOAT_TYPES, constant_ints, constant_shape
+from onnxq.model.operators import domain_of, is_op, is_set
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import constant_shape
 
 _UNCHANGED = ("Identity", "Dropout")
 
@@ -53,7 +52,7 @@ def find_linears(graph: ir.Graph, weights: Iterable[Weight]) -> dict[ir.Node, Li
 
 
 def _is_plain(node: ir.Node) -> bool:
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm"):
+    if not is_op(node, "MatMul", "Gemm"):
         return False
     factors = [node.attributes.get(name) for name in ("alpha", "beta")]
     return is_set(node, "transA") is False and all(each is None or each.value == 1 for each in factors)
