@@ -20,7 +20,8 @@ _BITS = {
     ir.DataType.INT8: 8,
     ir.DataType.UINT8: 8,
 }
-_BLOCK_SIZES = (16, 32, 64, 128, 256)
+# The sizes of a block that the operator takes (onnxruntime 1.31, com.microsoft.MatMulNBits).
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 # Blocks that the GPU kernels take are these, whole units of the layout, or the whole column.
 _TILED_BLOCK_SIZES, _TILED_UNIT = (16, 32, 64), 128
 
@@ -64,9 +65,7 @@ def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
     if bits == 2 and weight.shape[1] % 4:
         return False
     whole = block is None or block == weight.shape[0]
-    return (whole or block in _BLOCK_SIZES) and _takes_fused_weight(
-        site.node, transposed=site.transposed_by is not None
-    )
+    return (whole or block in BLOCK_SIZES) and _takes_fused_weight(site.node, transposed=site.transposed_by is not None)
 
 
 def will_tile(weight: Weight, kind: Format, block: int | None) -> bool:
@@ -124,7 +123,7 @@ def _blocks_along_k(dequantize: ir.Node) -> bool:
     axis = dequantize.attributes.get_int("axis", 1)
     block = dequantize.attributes.get_int("block_size", 0)
     if block:
-        return axis == 0 and block in _BLOCK_SIZES
+        return axis == 0 and block in BLOCK_SIZES
     return shape is not None and (len(shape.shape) == 0 or axis == 1)
 
 
