@@ -9,7 +9,8 @@ import onnx_ir as ir
 from onnxq.formats import Format
 from onnxq.formats.tiled import fits_tiled
 from onnxq.model.constants import fixed_tensor
-from onnxq.model.operators import is_op, producer
+from onnxq.model.operators import is_op, is_set, producer
+from onnxq.model.products import is_plain_product
 from onnxq.model.sites import Weight
 
 _BITS = {
@@ -83,7 +84,8 @@ def will_tile(weight: Weight, kind: Format, block: int | None) -> bool:
     return all(
         site.index == 1
         and site.steps == weight.steps
-        and (is_op(site.node, "MatMul") or (is_op(site.node, "Gemm") and _adds_bias(site.node)))
+        and is_op(site.node, "MatMul", "Gemm")
+        and is_plain_product(site.node)
         for site in weight.sites
     )
 
@@ -95,13 +97,6 @@ def is_matmul_weight(weight: Weight) -> bool:
     )
 
 
-def _adds_bias(node: ir.Node) -> bool:
-    """Whether a Gemm is x @ w + b, or x @ w."""
-    plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1.0
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return plain and (bias is None or node.attributes.get_float("beta", 1.0) == 1.0)
-
-
 def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
     """Whether what surrounds a MatMul or Gemm lets onnxruntime fuse its weight.
 
@@ -109,7 +104,7 @@ def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
     """
     if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
         return False
-    return _plain_product(node, transposed=transposed) and not _before_clip(node)
+    return _is_fusible_product(node, transposed=transposed) and not _before_clip(node)
 
 
 def _users(node: ir.Node) -> list[ir.Node]:
@@ -127,17 +122,12 @@ def _blocks_along_k(dequantize: ir.Node) -> bool:
     return shape is not None and (len(shape.shape) == 0 or axis == 1)
 
 
-def _plain_product(node: ir.Node, *, transposed: bool) -> bool:
+def _is_fusible_product(node: ir.Node, *, transposed: bool) -> bool:
     """Whether the node is x @ w, or x @ w plus a bias of one dimension."""
     if is_op(node, "MatMul"):
         return not _becomes_gemm_with_wide_bias(node)
-    attributes = node.attributes
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
-        return False
-    if attributes.get_int("transB", 0) and not transposed:
-        return False
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _rank(bias) in (None, 0, 1))
+    return is_plain_product(node) and (transposed or is_set(node, "transB") is False) and _rank(bias) in (None, 0, 1)
 
 
 def _gemm_end(node: ir.Node) -> ir.Node:

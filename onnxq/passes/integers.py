@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnxq.methods.solution import Solution
 from onnxq.model.constants import fixed_tensor
 from onnxq.model.operators import is_op, producer
+from onnxq.model.products import is_plain_product
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, drop_unused
 from onnxq.passes.sink import Sink
@@ -142,10 +143,8 @@ def _value(place: Place) -> ir.Value | None:
 
 def _is_plain(node: ir.Node) -> bool:
     """Whether a product of matrices is x @ w, or x @ w + bias; transB is folded into the weight."""
-    attributes, bias = node.attributes, _bias_of(node)
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
-        return False
-    return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _is_vector(_value(bias)))
+    bias = _bias_of(node)
+    return is_plain_product(node) and (bias is None or _is_vector(_value(bias)))
 
 
 def _is_vector(value: ir.Value | None) -> bool:

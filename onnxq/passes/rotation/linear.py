@@ -7,6 +7,7 @@ import onnx_ir as ir
 
 from onnxq.model.constants import FLOAT_TYPES, constant_ints, constant_shape
 from onnxq.model.operators import domain_of, is_op, is_set
+from onnxq.model.products import is_unscaled
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
 
@@ -52,10 +53,7 @@ def find_linears(graph: ir.Graph, weights: Iterable[Weight]) -> dict[ir.Node, Li
 
 
 def _is_plain(node: ir.Node) -> bool:
-    if not is_op(node, "MatMul", "Gemm"):
-        return False
-    factors = [node.attributes.get(name) for name in ("alpha", "beta")]
-    return is_set(node, "transA") is False and all(each is None or each.value == 1 for each in factors)
+    return is_op(node, "MatMul", "Gemm") and is_unscaled(node) and is_set(node, "transA") is False
 
 
 def is_constant_row(value: ir.Value | None) -> bool:
