@@ -83,12 +83,8 @@ def views(source: ir.TensorProtocol, chain: Sequence[ir.Node]) -> tuple[View, ..
         step = _view(node, shape)
         if step is None:
             return None
-        operator, numbers = step
-        if operator == "Transpose":
-            shape = tuple(shape[axis] for axis in numbers)
-        elif operator == "Reshape":
-            shape = numbers
-        if operator != "Identity":
+        shape = view_shape(shape, [step])
+        if step[0] != "Identity":
             steps.append(step)
     return tuple(steps)
 
