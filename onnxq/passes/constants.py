@@ -65,10 +65,16 @@ def give_operand(node: ir.Node, index: int, array: np.ndarray, what: str, editor
         raise ValueError(node.name)
     source, dtype = trace(old)[0], ir.DataType.from_numpy(constant_array(old).dtype)
     check_range(array, dtype, f"'{old.name}'")
-    stored = np.ascontiguousarray(array.astype(dtype.numpy()))
-    tensor = sink.append(editor.fresh(f"{source.name}_{what}"), dtype, stored.shape, [stored])
-    node.replace_input_with(index, editor.constant(tensor, source))
+    new = add_constant(f"{source.name}_{what}", array.astype(dtype.numpy()), source, editor, sink)
+    node.replace_input_with(index, new)
     drop_unused(old)
+
+
+def add_constant(name: str, array: np.ndarray, owner: ir.Value, editor: Editor, sink: Sink) -> ir.Value:
+    """A new constant beside `owner`, of the type of an array, its name made unique."""
+    stored = np.ascontiguousarray(array)
+    tensor = sink.append(editor.fresh(name), ir.DataType.from_numpy(stored.dtype), stored.shape, [stored])
+    return editor.constant(tensor, owner)
 
 
 def check_range(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
@@ -81,8 +87,3 @@ def check_range(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
         finite = np.isfinite(array.astype(dtype.numpy()).astype(np.float32)).all()
     if not finite and np.isfinite(array).all():
         raise ModelError(f"{what} would leave the range of {dtype.name}: leave out this step")
-
-
-def position(node: ir.Node) -> int:
-    """Where a node stands in its graph."""
-    return 0 if node.graph is None else list(node.graph).index(node)

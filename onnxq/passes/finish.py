@@ -7,7 +7,7 @@ from onnxq.model.operators import MICROSOFT, is_op, is_set
 from onnxq.model.opset import opset_of, raise_to
 from onnxq.model.products import is_unscaled, with_bias
 from onnxq.model.scopes import nodes, scopes
-from onnxq.passes.edit import Editor, describe
+from onnxq.passes.edit import Attributes, Editor, describe
 from onnxq.passes.target import FUNCTION_IR_VERSION
 
 
@@ -26,7 +26,7 @@ def fuse_products(model: ir.Model) -> int:
         maker = None if weight is None else weight.producer()
         if weight is None or maker is None or not _is_matrix(maker) or len(weight.uses()) != 1:
             continue
-        attributes: dict[str, int | list[int]] = {
+        attributes: Attributes = {
             "shape": list(maker.attributes["shape"].as_ints()),
             "block_size": maker.attributes["block_size"].as_int(),
             "dtype": maker.attributes["dtype"].as_int(),

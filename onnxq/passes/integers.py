@@ -21,6 +21,7 @@ from onnxq.model.constants import fixed_tensor
 from onnxq.model.operators import is_op, producer
 from onnxq.model.products import is_plain_product
 from onnxq.model.sites import Weight
+from onnxq.passes.constants import add_constant
 from onnxq.passes.edit import Editor, drop_unused
 from onnxq.passes.sink import Sink
 
@@ -75,17 +76,17 @@ def quantize_biases(editor: Editor, weight: Weight, solution: Solution, sink: Si
         codes = np.rint(tensor.numpy().astype(np.float64) / scales)
         # Beyond int32 only where activations or weights are next to nothing; such a product stays float.
         if np.abs(codes).max(initial=0) <= np.iinfo(np.int32).max:
-            _replace(editor, place, codes.astype(np.int32), np.ascontiguousarray(scales), sink)
+            _replace(editor, place, codes.astype(np.int32), scales, sink)
 
 
 def _replace(editor: Editor, place: Place, codes: np.ndarray, scales: np.ndarray, sink: Sink) -> None:
     bias = _value(place)
     if bias is None:
         return
-    constants = []
-    for what, dtype, array in (("quantized", ir.DataType.INT32, codes), ("scale", ir.DataType.FLOAT, scales)):
-        tensor = sink.append(editor.fresh(f"{bias.name}_{what}"), dtype, array.shape, [array.view(np.uint8)])
-        constants.append(editor.constant(tensor, bias))
+    constants = [
+        add_constant(f"{bias.name}_{what}", array, bias, editor, sink)
+        for what, array in (("quantized", codes), ("scale", scales))
+    ]
     name = f"{bias.name}_dequantized"
     result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(codes.shape))
     reader, index = place

@@ -11,8 +11,8 @@ from onnxq.methods.equalize.rotation import Rotation
 from onnxq.model.constants import constant_array, constant_shape
 from onnxq.model.operators import is_op
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import give_operand, position, store_weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.constants import add_constant, give_operand, store_weight
+from onnxq.passes.edit import Editor, add_behind, earliest
 from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm, Operand
 from onnxq.passes.rotation.places import Heads
@@ -141,8 +141,9 @@ class _Writing:
             for which, side in (("left", turn.left.T), ("right", turn.right))
         ]
         result = ir.Value(name=f"{value.name}_rotated", type=ir.TensorType(dtype), shape=value.shape)
-        first = min((node for node, _ in readers), key=position)
-        made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
+        made = self._editor.before(
+            earliest(node for node, _ in readers), (DOMAIN, "Hadamard"), [value, *sides], {}, result
+        )
         for node, at in readers:
             node.replace_input_with(at, made)
 
@@ -167,23 +168,11 @@ class _Writing:
         if is_op(linear.node, "Gemm"):
             linear.node.resize_inputs(3)
             linear.node.replace_input_with(2, constant)
-            return
-        y, users, graph = linear.y, list(linear.y.uses()), linear.node.graph
-        node = ir.Node("", "Add", [y, constant], num_outputs=1, name=self._editor.fresh(f"{y.name}_biased"))
-        made = node.outputs[0]
-        made.name, made.type, made.shape = node.name, y.type, y.shape
-        linear.node.append(node)
-        for each, at in users:
-            each.replace_input_with(at, made)
-        if isinstance(graph, ir.Graph) and y.is_graph_output():
-            y.name, made.name = made.name, y.name
-            graph.outputs[list(graph.outputs).index(y)] = made
+        else:
+            add_behind(self._editor, linear.y, constant)
 
     def _constant(self, name: str, array: np.ndarray, dtype: np.dtype[np.generic], owner: ir.Value) -> ir.Value:
-        stored = np.ascontiguousarray(array.astype(dtype))
-        kind = ir.DataType.from_numpy(stored.dtype)
-        tensor = self._sink.append(self._editor.fresh(name), kind, stored.shape, [stored])
-        return self._editor.constant(tensor, owner)
+        return add_constant(name, array.astype(dtype), owner, self._editor, self._sink)
 
 
 def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:
