@@ -110,7 +110,7 @@ class _Writing:
             added = constant_array(bias[0].inputs[bias[1]]).astype(np.float64)
             added = np.array(np.broadcast_to(added, (*added.shape[:-1], made.shape[1])))
         if turns.norm is not None and turns.norm.shift is not None:
-            shifted = _flat(turns.norm.shift) @ linear.weight.read().astype(np.float64)
+            shifted = numbers_of(turns.norm.shift) @ linear.weight.read().astype(np.float64)
             added = shifted if added is None else added + shifted
         if added is not None:
             _turn_columns(added, turns)
@@ -179,7 +179,7 @@ def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:
     """The weight of a linear with everything that happens around it, float64 [K, N]."""
     made = linear.weight.read().astype(np.float64)
     if turns.norm is not None:
-        made *= _flat(turns.norm.scale)[:, None]
+        made *= numbers_of(turns.norm.scale)[:, None]
     if turns.x is not None:
         made = turns.x.apply(made, axis=0)
     _turn_columns(made, turns)
@@ -191,7 +191,8 @@ def _turn_columns(array: np.ndarray, turns: Turns) -> None:
         array[..., first:last] = turn.apply(array[..., first:last])
 
 
-def _flat(operand: Operand) -> np.ndarray:
+def numbers_of(operand: Operand) -> np.ndarray:
+    """A constant with a number for each channel, float64 [channels]."""
     return constant_array(operand[0].inputs[operand[1]]).astype(np.float64).reshape(-1)
 
 
