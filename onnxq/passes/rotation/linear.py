@@ -83,11 +83,9 @@ def keeps_rows(node: ir.Node, shapes: Shapes, width: int) -> bool:
         case "Unsqueeze":
             axes, after = constant_ints(node.inputs[1]), shapes.of(node.outputs[0])
             return after is not None and axes is not None and all(axis % len(after) != len(after) - 1 for axis in axes)
-        case "Squeeze":
-            axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
-            return dims is not None and axes is not None and _not_last(axes, dims)
-        case "Slice":
-            axes = constant_ints(node.inputs[3]) if len(node.inputs) > 3 else None
+        case "Squeeze" | "Slice":
+            at = 1 if node.op_type == "Squeeze" else 3
+            axes = constant_ints(node.inputs[at]) if len(node.inputs) > at else None
             return dims is not None and axes is not None and _not_last(axes, dims)
         case "Gather":
             axis = node.attributes.get("axis")
