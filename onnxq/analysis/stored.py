@@ -13,7 +13,7 @@ from onnxq.formats import ALL_FORMATS, LEARNED_FORMATS, NAMED_FORMATS, SCALE_TYP
 from onnxq.functions import DOMAIN, format_of
 from onnxq.model.constants import constant_tensor
 from onnxq.model.labels import label_of
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import MICROSOFT, domain_of, operator_name
 from onnxq.model.scopes import nodes
 
 _FORMATS = {kind.onnx_type: kind for kind in NAMED_FORMATS.values() if kind.onnx_type}
@@ -83,7 +83,7 @@ def _takes_part(node: ir.Node, index: int) -> bool:
     match domain_of(node), node.op_type:
         case "", "DequantizeLinear" | "QuantizeLinear":
             return index > 0
-        case "com.microsoft", "MatMulNBits":
+        case (domain, "MatMulNBits") if domain == MICROSOFT:
             return index > 1
         case domain, _:
             return domain == DOMAIN
@@ -93,7 +93,7 @@ def _read_by(node: ir.Node) -> Iterator[StoredWeight]:
     match domain_of(node), node.op_type:
         case "", "DequantizeLinear":
             yield from _standard(node)
-        case "com.microsoft", "MatMulNBits":
+        case (domain, "MatMulNBits") if domain == MICROSOFT:
             yield from _blocks(node)
         case (domain, "PartlyBinary") if domain == DOMAIN:
             yield from _partly_binary(node)
