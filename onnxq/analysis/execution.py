@@ -10,10 +10,10 @@ from onnx_ir.passes.common import InlinePass
 
 from onnxq.errors import number_of
 from onnxq.functions import DOMAIN
-from onnxq.model.constants import FLOAT_TYPES, trace
+from onnxq.model.constants import FLOAT_TYPES, fixed_tensor, trace
 from onnxq.model.load import Model, load
-from onnxq.model.operators import MICROSOFT, Operand, weight_operands
-from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
+from onnxq.model.operators import MICROSOFT, Operand, is_op, weight_operands
+from onnxq.passes.fusion import fused_bits
 from onnxq.passes.integers import integer_product
 from onnxq.runtime.cuda import device
 from onnxq.runtime.native import native_library, rounds_activations
@@ -196,7 +196,7 @@ def _way(node: ir.Node) -> list[str]:
         return ["integer"]
     if any(_is_float_weight(node, operand) for operand in weight_operands(node)):
         return ["plain"]
-    weight = weight_of(node) if is_op(node, "DequantizeLinear") else None
+    weight = fixed_tensor(node.inputs[0]) if is_op(node, "DequantizeLinear") else None
     # Biases are int32.
     if weight is None or weight.dtype == ir.DataType.INT32:
         return []
@@ -209,7 +209,7 @@ def _is_float_weight(node: ir.Node, operand: Operand) -> bool:
     value = node.inputs[operand.index] if operand.index < len(node.inputs) else None
     if value is None or operand.embedding:
         return False
-    tensor = constant(trace(value)[0])
+    tensor = fixed_tensor(trace(value)[0])
     return tensor is not None and tensor.dtype in FLOAT_TYPES and operand.layout(node, len(tensor.shape)) is not None
 
 

@@ -10,9 +10,11 @@ from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.formats.tiled import tiled_columns, tiled_rows
 from onnxq.methods import outliers
+from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve.pb_llm import salient_count
+from onnxq.model.operators import is_op
 from onnxq.model.sites import Weight
-from onnxq.passes.fusion import is_op, will_fuse, will_tile
+from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
 from onnxq.passes.target import (
     FUNCTION_IR_VERSION,
@@ -60,6 +62,13 @@ def grouping(weight: Weight, spec: QuantSpec) -> Grouping:
         matrix = (math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :]))
     block = {"tensor": None, "channel": matrix[1], "group": spec.group_size}[spec.granularity]
     return Grouping(matrix, block, get_scale_type(_AUTO_SCALES[weight.dtype] if spec.scale == "auto" else spec.scale))
+
+
+def grid_spec(weight: Weight, spec: QuantSpec) -> GridSpec:
+    """What a solver may round a weight to; the weight must have no obstacle."""
+    group, formats = grouping(weight, spec), [get_format(name) for name in spec.format]
+    largest = largest_of(weight.dtype.numpy())
+    return GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest, spec.salient or 0)
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ from functools import cache, partial
 import onnx_ir as ir
 
 from onnxq.model.constants import constant_tensor, trace, view_shape
-from onnxq.model.operators import operator_name
+from onnxq.model.operators import is_op, operator_name
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Site, Weight, find_weights
 from onnxq.passes.calibrate import channel_axis
-from onnxq.passes.fusion import is_op
 from onnxq.passes.selection import Selection
 from onnxq.passes.target import Target, activation_versions
 from onnxq.recipes import ActivationSpec, QuantSpec, Recipe
