@@ -7,8 +7,8 @@ from onnxq.formats import pack
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, describe
-from onnxq.passes.insert import Attributes, Shelf, scales
+from onnxq.passes.edit import Attributes, Editor, describe
+from onnxq.passes.insert import Shelf, scales
 from onnxq.passes.sink import Sink
 
 
