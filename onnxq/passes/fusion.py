@@ -54,7 +54,7 @@ def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
         block: Neighbours along K that share a scale; None for one scale in all.
         bits: Of the integers.
     """
-    if len(weight.sites) != 1 or len(weight.shape) != 2 or len(weight.source.uses()) != 1:
+    if len(weight.sites) != 1 or len(weight.shape) != 2:
         return False
     site = weight.sites[0]
     if not is_op(site.node, "MatMul", "Gemm") or site.index != 1 or site.steps != weight.steps:

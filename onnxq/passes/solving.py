@@ -147,7 +147,7 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             found = _aimed(array, curvature, rounded)
         else:
             # Rows are output channels here: seen as [1, K, C] they share one curvature.
-            found = _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
+            found = _aimed(np.ascontiguousarray(_turn(array)), curvature, rounded).turned()
         return _unless_lost(found)
 
     try:
@@ -222,20 +222,8 @@ def as_matrix(array: np.ndarray) -> np.ndarray:
 
 
 def _turn(array: np.ndarray) -> np.ndarray:
-    """[A, K, 1] as [1, K, A], and back."""
+    """[A, K, 1] as [1, K, A]."""
     return array.transpose(2, 1, 0)
-
-
-def _turned(solution: Solution) -> Solution:
-    zero, sparse = solution.zero_point, solution.outliers
-    return replace(
-        solution,
-        codes=np.ascontiguousarray(_turn(solution.codes)),
-        scale=np.ascontiguousarray(_turn(solution.scale)),
-        zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
-        outliers=None if sparse is None else sparse.turned(solution.codes.shape),
-        salient=None if solution.salient is None else solution.salient.turned(),
-    )
 
 
 def _clamped(array: np.ndarray) -> np.ndarray:
