@@ -157,6 +157,7 @@ def test_low_channel_precision_means_six_decibels_for_a_scale_a_channel():
 
 def test_the_opsets_are_those_of_the_file():
     model = parser.parse_model(
-        '<ir_version: 8, opset_import: ["com.microsoft" : 1]> g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }'
+        '<ir_version: 8, opset_import: ["com.microsoft" : 1]>\n'
+        "g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }"
     )
     assert inspect(from_proto(model)).opsets == {"com.microsoft": 1}
