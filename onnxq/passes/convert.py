@@ -244,7 +244,8 @@ def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
 
 def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about what was planned, and about what methods and steps know about activations."""
-    notes, warnings = [*job.cache.sentences()], [*job.plan.warnings, *job.cache.warnings()]
+    notes = [*job.cache.sentences()]
+    warnings = [*job.plan.warnings, *job.activations.warnings, *job.cache.warnings()]
     calibration, samples, synthetic = job.asked.calibration, 0, False
     if job.in_sequence:
         notes.append("layer by layer: each is calibrated behind the quantized layers before it")

@@ -198,6 +198,12 @@ def test_a_model_without_a_cache_is_refused(tmp_path):
         onnxq.quantize(CODE_LM / "model.onnx", recipe(), output=tmp_path / "m.onnx")
 
 
+def test_a_model_whose_cache_alone_is_quantized_is_no_copy(sample_with_cache, tmp_path):
+    changed = onnxq.quantize(sample_with_cache("plain"), recipe(), output=tmp_path / "changed.onnx")
+    same = onnxq.quantize(sample_with_cache("plain"), "none", output=tmp_path / "same.onnx")
+    assert (changed.is_copy, same.is_copy) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
