@@ -220,7 +220,7 @@ class _Text:
             self.finish = "end"
             return
         self.ids.append(token)
-        if self._written.stopped(self.ids):
+        if self._written.stopped(token):
             self.finish = "stop"
         elif len(self.ids) >= self._length:
             self.finish = "length"
