@@ -100,7 +100,7 @@ def allocate(
         RecipeError, ModelError, UnsafeModelError, DataError, NonFiniteError, SessionError: As `sensitivity`.
     """
     if (bits is None) == (size_bytes is None):
-        raise UsageError("give a budget: either bits for each element of the weights, or the size of the file")
+        raise UsageError("give a budget: either bits for each element (--bits), or the size of the file (--size)")
     if bits is not None and not math.isfinite(bits):
         raise UsageError(f"bits is {bits}; a budget is a number of bits for each element, such as 4.5")
     loaded = model if isinstance(model, Model) else load(model)

@@ -34,6 +34,8 @@ class Solutions:
         """
         self._folder = folder
         record = folder / _RECORD
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"'{folder}' is a file; solutions are kept in a folder that is empty or new")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if record.exists():

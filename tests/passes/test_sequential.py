@@ -259,6 +259,12 @@ def test_data_that_is_no_calibration_is_told_how_to_be_one(data):
         onnxq.quantize_proto(proto(), RECIPE, calibration=data)
 
 
+def test_solutions_are_kept_in_a_folder(solved, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(DataError, match=r"'.*file' is a file; solutions are kept in a folder"):
+        solved("file")
+
+
 def test_weights_that_cannot_be_measured_are_said():
     model = parser.parse_model(
         """<ir_version: 10, opset_import: ["" : 21]>

@@ -107,7 +107,7 @@ def test_a_prompt_longer_than_the_model_takes_is_refused(model, tokenizer):
 
 
 def test_a_tokenizer_larger_than_the_model_is_another_models(model, tokenizer):
-    with pytest.raises(DataError, match="the tokenizer has 6 tokens and the model scores 5"):
+    with pytest.raises(DataError, match=r"the tokenizer has 6 tokens and output .* scores 5"):
         generate(model(rows=5), tokenizer, "a")
 
 
