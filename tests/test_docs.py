@@ -207,7 +207,7 @@ def operators_by_row() -> dict[str, str]:
     rows = {f"Scale{name.upper()}": "Scale<T>" for name, each in SCALE_TYPES.items() if each.dtype.itemsize == 1}
     rows |= {name: name for name in ("Hadamard", "AddOutliers", "PartlyBinary")}
     for kind in NAMED_FORMATS.values():
-        families = ["Dequantize<F>", "MatMul<F>", "Linear<F>"]
+        families = ["Dequantize<F>", "Gather<F>", "MatMul<F>", "Linear<F>"]
         if kind.name in TILED_FORMATS:
             families += ["MatMul<F>Tiled", "Linear<F>Tiled", "SwiGLU<F>Tiled"]
         if isinstance(kind, Integer):

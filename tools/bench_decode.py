@@ -102,7 +102,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", nargs="?", type=Path, help="a model with a cache; by default the sample")
     parser.add_argument("--recipes", default="fp6,fp4,int4", help="presets or .yaml files, separated by commas")
     parser.add_argument("--target", help="of the recipes; by default ort, on CUDA ort-cuda")
-    parser.add_argument("--head", action="store_true", help="quantize the output head too, as onnxruntime's int4 does")
+    for role, which in (("head", "as onnxruntime's int4 does"), ("embedding", "which in tied models is the head")):
+        told = f"quantize the {role} too, {which}"
+        parser.add_argument(f"--{role}", dest="roles", action="append_const", const=role, default=[], help=told)
     parser.add_argument("--ort-int4", action="store_true", help="add onnxruntime's own int4")
     parser.add_argument("--batch", default="1")
     parser.add_argument("--context", default="64,512", help="tokens in the cache")
@@ -139,7 +141,7 @@ def main() -> None:
         folder = options.folder or Path(temporary)
         model = options.model or sample_with_cache(folder)
         recipes = list(filter(None, options.recipes.split(",")))
-        models = prepared(model, folder, recipes, target, head=options.head, ort_int4=options.ort_int4)
+        models = prepared(model, folder, recipes, target, roles=tuple(options.roles), ort_int4=options.ort_int4)
         decoders = opened(models, opening)
         facts = ("name", "file_bytes", "load_seconds", "device_bytes")
         keep("models", [{fact: getattr(each, fact) for fact in facts} for each in decoders])

@@ -4,6 +4,7 @@
 
 Those that are in the folder already are taken as they are. Each is made by a process of its own, several at a time.
 `--head` quantizes the output head as all other weights: onnxruntime's quantizer does, presets leave it alone.
+`--embedding` quantizes the embedding, which in tied models is the head.
 """
 
 import argparse
@@ -15,13 +16,20 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import onnxq
-from onnxq.recipes import Match, Rule, load_recipe
+from onnxq.recipes import Match, Role, Rule, load_recipe
 
 ORT_INT4 = "onnxruntime int4"
 
 
 def prepared(
-    model: Path, folder: Path, recipes: Iterable[str], target: str, *, head: bool, ort_int4: bool, jobs: int = 1
+    model: Path,
+    folder: Path,
+    recipes: Iterable[str],
+    target: str,
+    *,
+    roles: tuple[Role, ...] = (),
+    ort_int4: bool = False,
+    jobs: int = 1,
 ) -> dict[str, Path]:
     """Paths of all models by name, the float one first; the missing ones are made."""
     kinds = [*recipes, *([ORT_INT4] if ort_int4 else [])]
@@ -29,21 +37,21 @@ def prepared(
     missing = [kind for kind in kinds if not paths[kind].exists()]
     # Not forked: onnxruntime may have threads by now.
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        calls = {pool.submit(make, kind, model, paths[kind], target, head=head): kind for kind in missing}
+        calls = {pool.submit(make, kind, model, paths[kind], target, roles): kind for kind in missing}
         for call in as_completed(calls):
             print(f"{calls[call]}: made in {call.result():.1f} s", flush=True)
     return {"float": model} | paths
 
 
-def make(kind: str, model: Path, output: Path, target: str, *, head: bool) -> float:
+def make(kind: str, model: Path, output: Path, target: str, roles: tuple[Role, ...]) -> float:
     """Quantize with a recipe, or as onnxruntime does; the seconds it took."""
     started = time.perf_counter()
     if kind == ORT_INT4:
         _ort_int4(model, output)
     else:
         recipe = load_recipe(kind)
-        if head:
-            recipe = recipe.with_rules(Rule(match=Match(role=("head",)), weight=recipe.rules[-1].weight))
+        if roles:
+            recipe = recipe.with_rules(Rule(match=Match(role=roles), weight=recipe.rules[-1].weight))
         onnxq.quantize(model, recipe, output=output, target=target)
     return time.perf_counter() - started
 
@@ -65,13 +73,14 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--recipes", default="fp6,fp4,int4")
     parser.add_argument("--target", default="ort")
-    parser.add_argument("--head", action="store_true")
+    parser.add_argument("--head", dest="roles", action="append_const", const="head", default=[])
+    parser.add_argument("--embedding", dest="roles", action="append_const", const="embedding")
     parser.add_argument("--ort-int4", action="store_true")
     parser.add_argument("--jobs", type=int, default=4)
     asked = parser.parse_args()
     recipes = asked.recipes.split(",")
-    flags = {"head": asked.head, "ort_int4": asked.ort_int4}
-    prepared(asked.model, asked.folder, recipes, asked.target, **flags, jobs=asked.jobs)
+    how = {"roles": tuple(asked.roles), "ort_int4": asked.ort_int4, "jobs": asked.jobs}
+    prepared(asked.model, asked.folder, recipes, asked.target, **how)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from onnx_ir.passes.common import InlinePass
 
 from onnxq.errors import number_of
 from onnxq.functions import DOMAIN
-from onnxq.model.constants import FLOAT_TYPES, trace
+from onnxq.model.constants import FLOAT_TYPES, fixed_tensor, trace
 from onnxq.model.load import Model, load
-from onnxq.model.operators import MICROSOFT, Operand, weight_operands
-from onnxq.passes.fusion import constant, fused_bits, is_op, weight_of
+from onnxq.model.operators import MICROSOFT, Operand, is_op, weight_operands
+from onnxq.passes.fusion import fused_bits
 from onnxq.passes.integers import integer_product
 from onnxq.runtime.cuda import device
 from onnxq.runtime.native import native_library, rounds_activations
@@ -47,6 +47,7 @@ class Execution:
             the function in the model runs, and onnxruntime folds it to float weights when it loads.
         rounded: activations that are rounded by a function: to small floats, or with scales of their own for each row.
         rotated: values that a function rotates (`Hadamard`).
+        looked_up: lookups in packed tables (`Gather<F>`), by a function that unpacks the rows asked for.
         cached: tensors of keys and values that are unpacked by a function (`CacheDequantize<F>`).
         dequantized: weights whose `DequantizeLinear` stays: they are expanded to float again in every run.
         integer: matmuls and convolutions between two `DequantizeLinear` nodes, left to onnxruntime's integer kernels.
@@ -59,6 +60,7 @@ class Execution:
     functions: dict[str, int] = field(default_factory=dict)
     rounded: int = 0
     rotated: int = 0
+    looked_up: int = 0
     cached: int = 0
     dequantized: int = 0
     integer: int = 0
@@ -87,6 +89,10 @@ class Execution:
             lines.append(f"{number_of(self.rounded, 'activation')} rounded by a function in every run")
         if self.rotated:
             lines.append(f"{number_of(self.rotated, 'value')} rotated by a function in every run")
+        if self.looked_up:
+            lines.append(
+                f"{number_of(self.looked_up, 'lookup')} in packed tables, of which only those rows are unpacked"
+            )
         if self.cached:
             lines.append(f"{number_of(self.cached, 'cache tensor')} packed and unpacked by functions in every run")
         if self.dequantized:
@@ -133,6 +139,8 @@ def execution(
             ways["rounded"] += 1
         elif node.domain == DOMAIN and node.op_type == "Hadamard":
             ways["rotated"] += 1
+        elif node.domain == DOMAIN and node.op_type.startswith("Gather"):
+            ways["looked_up"] += 1
         elif node.domain == DOMAIN and node.op_type.startswith("Cache"):
             # The others of its kind prepare what it reads in the next run.
             ways["cached"] += node.op_type.startswith("CacheDequantize")
@@ -188,7 +196,7 @@ def _way(node: ir.Node) -> list[str]:
         return ["integer"]
     if any(_is_float_weight(node, operand) for operand in weight_operands(node)):
         return ["plain"]
-    weight = weight_of(node) if is_op(node, "DequantizeLinear") else None
+    weight = fixed_tensor(node.inputs[0]) if is_op(node, "DequantizeLinear") else None
     # Biases are int32.
     if weight is None or weight.dtype == ir.DataType.INT32:
         return []
@@ -201,7 +209,7 @@ def _is_float_weight(node: ir.Node, operand: Operand) -> bool:
     value = node.inputs[operand.index] if operand.index < len(node.inputs) else None
     if value is None or operand.embedding:
         return False
-    tensor = constant(trace(value)[0])
+    tensor = fixed_tensor(trace(value)[0])
     return tensor is not None and tensor.dtype in FLOAT_TYPES and operand.layout(node, len(tensor.shape)) is not None
 
 

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from onnxq.errors import NonFiniteError
-from onnxq.formats import get_format
-from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve import rtn
 from onnxq.model.sites import Weight
-from onnxq.passes.form import grouping
+from onnxq.passes.form import grid_spec, grouping
 from onnxq.recipes import QuantSpec, load_recipe
 
 # Recipes whose fit is measured; each is one quantization people would choose for a whole model.
@@ -177,9 +175,7 @@ class _Sample:
 
     def sqnr_db(self, weight: Weight, spec: QuantSpec) -> float:
         """What rounding the whole weight to nearest leaves."""
-        group = grouping(weight, spec)
-        formats, largest = [get_format(name) for name in spec.format], largest_of(weight.dtype.numpy())
-        grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest)
+        grid = grid_spec(weight, spec)
         error = rtn.solve(self.values, grid).decode() - self.values
         noise = np.square(error, dtype=np.float64).sum(axis=(0, 1))
         total = float(noise[: self.certain].sum())
@@ -187,7 +183,7 @@ class _Sample:
             rest = self.values[:, :, self.certain :]
             # With a scale of its own a channel has noise in proportion to its power; one scale gives all the same.
             power = float(np.square(rest, dtype=np.float64).sum())
-            of_all = self.count / rest.shape[2] if group.block is None or not power else self.energy / power
+            of_all = self.count / rest.shape[2] if grid.block is None or not power else self.energy / power
             total += float(noise[self.certain :].sum()) * of_all
         if not total or not self.signal:
             return _LOSSLESS_DB

@@ -2,6 +2,7 @@
 
 import sys
 
+from onnxq.cli.allocate import allocate
 from onnxq.cli.app import app, run
 from onnxq.cli.calibrate import calibrate
 from onnxq.cli.catalog import formats, recipes
@@ -12,8 +13,8 @@ from onnxq.cli.export import export
 from onnxq.cli.generate import generate
 from onnxq.cli.help import with_examples
 from onnxq.cli.inspect import inspect
-from onnxq.cli.layers import allocate, sensitivity
 from onnxq.cli.measure import compare, evaluate
+from onnxq.cli.sensitivity import sensitivity
 
 __all__ = ["app", "main"]
 

@@ -11,6 +11,7 @@ from onnxq.cli.options import (
     CalibrationBatch,
     CalibrationSamples,
     CalibrationSequence,
+    Force,
     ModelFile,
     Providers,
     provider_list,
@@ -40,7 +41,6 @@ ForRecipe = Annotated[
         show_default=False,
     ),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
 
 
 def calibrate(

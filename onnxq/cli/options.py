@@ -49,6 +49,7 @@ NonFinitePolicy = Annotated[
         show_default=False,
     ),
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, and nothing else there.")]
 Threads = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="Threads; by default one a processor.", show_default=False)

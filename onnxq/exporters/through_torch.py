@@ -1,7 +1,7 @@
 """A Hugging Face folder through PyTorch's own exporter, for a transformers that is newer than optimum allows."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,10 +63,11 @@ def export_through_torch(
     output.mkdir()
     with torch.no_grad():
         export(
-            module_of(model),
-            kwargs=example.inputs,
+            module_of(model, tuple(example.inputs)),
+            tuple(example.inputs.values()),
             output=output / "model.onnx",
-            dynamic_shapes=_dynamic(example.inputs, example.shapes),
+            # One entry, for `*inputs`.
+            dynamic_shapes=(_dynamic(example.inputs, example.shapes),),
             input_names=example.names or tuple(example.inputs),
             output_names=example.outputs,
             shapes=example.shapes,
@@ -76,7 +77,7 @@ def export_through_torch(
             shutil.copyfile(path, output / path.name)
 
 
-def _dynamic(inputs: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
+def _dynamic(inputs: dict[str, Any], shapes: Shapes) -> tuple[Any, ...]:
     """Every named dimension may vary; PyTorch finds by itself which of them are equal."""
     import torch
 
@@ -84,10 +85,10 @@ def _dynamic(inputs: dict[str, Any], shapes: Shapes) -> dict[str, Any]:
         return {at: torch.export.Dim.DYNAMIC for at, dim in enumerate(shape) if isinstance(dim, str)}
 
     pair = dims(("batch", 0, "past_sequence", 0))
-    return {
-        name: [(pair, pair) for _ in value] if isinstance(value, list) else dims(shapes[name])
+    return tuple(
+        [(pair, pair) for _ in value] if isinstance(value, list) else dims(shapes[name])
         for name, value in inputs.items()
-    }
+    )
 
 
 def _generation(model: Any) -> _Example:
@@ -149,7 +150,7 @@ def _image(model: Any) -> _Example:
     return _Example({"pixel_values": pixels}, ("logits",), {"pixel_values": dims})
 
 
-def _with_past(model: Any) -> Any:
+def _with_past(model: Any, names: Sequence[str]) -> Any:
     """The model with its cache as plain pairs of tensors, which is all that the exporter can see."""
     import torch
     from transformers import DynamicCache
@@ -159,58 +160,38 @@ def _with_past(model: Any) -> Any:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> tuple[Any, ...]:
+        def forward(self, *inputs: Any) -> tuple[Any, ...]:
+            given = dict(zip(names, inputs, strict=True))
             cache = DynamicCache(config=self.model.config)
-            for layer, (key, value) in enumerate(past):
+            for layer, (key, value) in enumerate(given.pop("past")):
                 cache.update(key, value, layer)
-            made = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-            )
+            made = self.model(**given, past_key_values=cache, use_cache=True)
             layers = made.past_key_values.layers
             return (made.logits, *(tensor for layer in layers for tensor in (layer.keys, layer.values)))
 
     return WithPast()
 
 
-def _of_tokens(model: Any) -> Any:
-    """The first output of an encoder; the exporter wants to know its inputs by name."""
+def _first_output(model: Any, names: Sequence[str]) -> Any:
+    """The first output of an encoder of tokens or images, from inputs of these names."""
     import torch
 
-    class OfTokens(torch.nn.Module):
+    class FirstOutput(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any, attention_mask: Any) -> Any:
-            return self.model(input_ids=input_ids, attention_mask=attention_mask, return_dict=False)[0]
+        def forward(self, *inputs: Any) -> Any:
+            return self.model(**dict(zip(names, inputs, strict=True)), return_dict=False)[0]
 
-    return OfTokens()
-
-
-def _of_image(model: Any) -> Any:
-    """The first output of a model of images."""
-    import torch
-
-    class OfImage(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self, pixel_values: Any) -> Any:
-            return self.model(pixel_values=pixel_values, return_dict=False)[0]
-
-    return OfImage()
+    return FirstOutput()
 
 
-_TASKS: dict[str, tuple[str, Callable[[Any], _Example], Callable[[Any], Any]]] = {
+_TASKS: dict[str, tuple[str, Callable[[Any], _Example], Callable[[Any, Sequence[str]], Any]]] = {
     "text-generation-with-past": ("AutoModelForCausalLM", _generation, _with_past),
-    "feature-extraction": ("AutoModel", _tokens("last_hidden_state"), _of_tokens),
-    "text-classification": ("AutoModelForSequenceClassification", _tokens("logits"), _of_tokens),
-    "token-classification": ("AutoModelForTokenClassification", _tokens("logits"), _of_tokens),
-    "fill-mask": ("AutoModelForMaskedLM", _tokens("logits"), _of_tokens),
-    "image-classification": ("AutoModelForImageClassification", _image, _of_image),
+    "feature-extraction": ("AutoModel", _tokens("last_hidden_state"), _first_output),
+    "text-classification": ("AutoModelForSequenceClassification", _tokens("logits"), _first_output),
+    "token-classification": ("AutoModelForTokenClassification", _tokens("logits"), _first_output),
+    "fill-mask": ("AutoModelForMaskedLM", _tokens("logits"), _first_output),
+    "image-classification": ("AutoModelForImageClassification", _image, _first_output),
 }

@@ -100,6 +100,55 @@ def dequantize_asymmetric(domain: Opset, kind: Format, unpacking: OnnxFunction) 
     return DequantizeAsymmetric
 
 
+def gather(domain: Opset, kind: Format, unpacking: OnnxFunction) -> OnnxFunction:
+    """`Gather<F>(packed, scale, indices) {shape: [V, H], block_size, dtype}`: rows of a table with blocks along them.
+
+    Only the rows that are asked for are unpacked: those of `packed` are whole bytes, and H is a multiple of 8.
+    """
+    values = _tensor(kind.values)
+
+    @script(domain, default_opset=op)
+    def Gather(packed, scale, indices, shape: Sequence[int], block_size: int, dtype: int):
+        dims = op.Constant(value_ints=shape)
+        one, two = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
+        codes = unpacking(op.Reshape(op.Gather(packed, indices), op.Constant(value_ints=[-1])))
+        wanted = op.Concat(op.Shape(indices), op.Slice(dims, one, two), axis=0)
+        units = op.Reshape(op.Gather(op.Constant(value=values), codes), wanted)
+        length = op.Gather(dims, op.Constant(value_int=1))
+        group = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1)) / op.Constant(value_int=block_size)
+        rows = op.Concat(op.Slice(dims, op.Constant(value_ints=[0]), one), one, axis=0)
+        scales = op.Gather(op.Gather(op.Expand(op.Cast(scale, to=_FLOAT), rows), indices), group, axis=-1)
+        return op.Cast(units * scales, to=dtype)
+
+    return Gather
+
+
+def gather_asymmetric(domain: Opset, kind: Format, unpacking: OnnxFunction) -> OnnxFunction:
+    """`Gather<F>Asymmetric(packed, scale, zero_point, indices) {...}`: as `Gather<F>`, of value - zero point.
+
+    Zero points are codes of the same format, one a byte, of the shape of the scales.
+    """
+    values = _tensor(kind.values)
+
+    @script(domain, default_opset=op)
+    def GatherAsymmetric(packed, scale, zero_point, indices, shape: Sequence[int], block_size: int, dtype: int):
+        dims = op.Constant(value_ints=shape)
+        table = op.Constant(value=values)
+        one, two = op.Constant(value_ints=[1]), op.Constant(value_ints=[2])
+        codes = unpacking(op.Reshape(op.Gather(packed, indices), op.Constant(value_ints=[-1])))
+        wanted = op.Concat(op.Shape(indices), op.Slice(dims, one, two), axis=0)
+        units = op.Reshape(op.Gather(table, codes), wanted)
+        length = op.Gather(dims, op.Constant(value_int=1))
+        group = op.Range(op.Constant(value_int=0), length, op.Constant(value_int=1)) / op.Constant(value_int=block_size)
+        rows = op.Concat(op.Slice(dims, op.Constant(value_ints=[0]), one), one, axis=0)
+        scales = op.Gather(op.Gather(op.Expand(op.Cast(scale, to=_FLOAT), rows), indices), group, axis=-1)
+        zero_codes = op.Cast(op.Gather(op.Expand(zero_point, rows), indices), to=_INT32)
+        zeros = op.Gather(op.Gather(table, zero_codes), group, axis=-1)
+        return op.Cast((units - zeros) * scales, to=dtype)
+
+    return GatherAsymmetric
+
+
 def matmul(domain: Opset, dequantizing: OnnxFunction) -> OnnxFunction:
     """`MatMul<F>(x, packed, scale) {shape, block_size, dtype}`: x @ weight, the weight [K, N] with blocks along K."""
 

@@ -21,7 +21,7 @@ from onnxq.model.operators import DOMAIN
 VERSION = 1
 
 # Families that call others, the outermost first.
-_CALLERS = ("Linear", "SwiGLU", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "PartlyBinary")
+_CALLERS = ("Linear", "SwiGLU", "MatMul", "CacheQuantize", "CacheDequantize", "Dequantize", "Gather", "PartlyBinary")
 
 # Functions that round activations, none of which calls another.
 _ROUNDING: dict[str, Callable[[Opset, Any], OnnxFunction[Any, Any]]] = {
@@ -45,6 +45,7 @@ _WITHOUT_FORMAT: dict[str, Callable[[Opset], OnnxFunction[Any, Any]]] = {
 _FAMILIES = (
     "Scale",
     "Dequantize",
+    "Gather",
     "MatMul",
     "Linear",
     "SwiGLU",
@@ -117,6 +118,8 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         return (_named(rounding(domain, kind), {name: operator}, _text(rounding, F=suffix)),)
     names = {
         "Unpack": f"Unpack{kind.bits}",
+        "Gather": operator,
+        "GatherAsymmetric": operator,
         "Dequantize": f"Dequantize{suffix}",
         "DequantizeAsymmetric": f"Dequantize{suffix}Asymmetric",
         "MatMul": f"MatMul{suffix}",
@@ -124,16 +127,21 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
         "Linear": f"Linear{suffix}",
         "LinearAsymmetric": f"Linear{suffix}Asymmetric",
     }
-    if asymmetric and kind.name in LEARNED_FORMATS:
+    if kind.name in LEARNED_FORMATS and (asymmetric or family == "Gather"):
         raise ValueError(operator)
     dequantize, matmul, linear = _WEIGHTS[asymmetric is not None, kind.name in LEARNED_FORMATS]
     unpacking = bodies.unpack(domain, kind.bits)
-    dequantizing = dequantize(domain, kind, unpacking)
-    scripts = [(bodies.unpack, unpacking), (dequantize, dequantizing)]
-    if family in ("MatMul", "Linear"):
-        scripts.append((matmul, matmul(domain, dequantizing)))
-    if family == "Linear":
-        scripts.append((linear, linear(domain, scripts[-1][1])))
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]] = [(bodies.unpack, unpacking)]
+    if family == "Gather":
+        looking_up = bodies.gather_asymmetric if asymmetric else bodies.gather
+        scripts.append((looking_up, looking_up(domain, kind, unpacking)))
+    else:
+        dequantizing = dequantize(domain, kind, unpacking)
+        scripts.append((dequantize, dequantizing))
+        if family in ("MatMul", "Linear"):
+            scripts.append((matmul, matmul(domain, dequantizing)))
+        if family == "Linear":
+            scripts.append((linear, linear(domain, scripts[-1][1])))
     return tuple(_named(made, names, _text(body, F=suffix, bits=str(kind.bits))) for body, made in scripts)
 
 

@@ -1,6 +1,6 @@
 """`Solution`: what a solver gives back for one weight."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -61,8 +61,7 @@ class Salient:
         """The same of [A, K, C] seen as [C, K, A]."""
         codes = np.zeros(self.mask.shape, np.int8)
         codes[self.mask] = self.codes
-        turned = (np.ascontiguousarray(each.transpose(2, 1, 0)) for each in (self.mask, codes, self.scale, self.mean))
-        mask, codes, scale, mean = turned
+        mask, codes, scale, mean = map(_turned, (self.mask, codes, self.scale, self.mean))
         return Salient(mask, codes[mask], scale, mean)
 
 
@@ -116,6 +115,19 @@ class Solution:
             values = np.where(self.salient.mask, self.salient.values(), values + mean[:, rows])
         return values
 
+    def turned(self) -> "Solution":
+        """The same of [A, K, C] seen as [C, K, A]; without what is of low rank, which knows one K only."""
+        zero, sparse = self.zero_point, self.outliers
+        return replace(
+            self,
+            codes=_turned(self.codes),
+            scale=_turned(self.scale),
+            zero_point=None if zero is None else _turned(zero),
+            low_rank=None,
+            outliers=None if sparse is None else sparse.turned(self.codes.shape),
+            salient=None if self.salient is None else self.salient.turned(),
+        )
+
     def weight(self) -> npt.NDArray[np.float32]:
         """What stands in the place of the weight, float32 [A, K, C]."""
         weight = self.decode()
@@ -124,3 +136,8 @@ class Solution:
         if self.low_rank is not None:
             weight += self.low_rank[0] @ self.low_rank[1]
         return weight
+
+
+def _turned(array: np.ndarray) -> np.ndarray:
+    """[A, K, C] as [C, K, A]."""
+    return np.ascontiguousarray(array.transpose(2, 1, 0))

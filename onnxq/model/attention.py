@@ -2,7 +2,7 @@
 
 import onnx_ir as ir
 
-from onnxq.model.operators import MICROSOFT
+from onnxq.model.operators import MICROSOFT, is_op
 
 
 def grouped_attentions(graph: ir.Graph) -> list[ir.Node]:
@@ -37,7 +37,7 @@ def _width(value: ir.Value | None) -> int | None:
     if value.shape is not None and len(value.shape) and isinstance(dim := value.shape[-1], int):
         return dim
     maker = value.producer()
-    if maker is not None and maker.op_type == "MatMul" and len(maker.inputs) > 1:
+    if is_op(maker, "MatMul") and len(maker.inputs) > 1:
         return _width(maker.inputs[1])
     return None
 

@@ -8,7 +8,7 @@ from onnx import checker
 
 from onnxq.errors import ModelError
 from onnxq.model.operators import MICROSOFT
-from onnxq.model.tensors import walk
+from onnxq.model.tensors import graphs_in, walk
 
 # onnxruntime has it in ONNX's own domain, where ONNX knows none of that name; onnxruntime-genai's builder writes it.
 _ONNXRUNTIME_ONLY = "SimplifiedLayerNormalization"
@@ -53,7 +53,7 @@ def _all_nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     for node in nodes:
         yield node
         for attribute in node.attribute:
-            for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+            for graph in graphs_in(attribute):
                 yield from _all_nodes(graph.node)
 
 

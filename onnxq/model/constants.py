@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model.operators import domain_of
+from onnxq.model.operators import is_op
 from onnxq.model.scopes import subgraphs
 
 FLOAT_TYPES = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
@@ -22,7 +22,7 @@ def constants(scope: ir.Graph | ir.Function) -> Iterator[ir.Value]:
     if isinstance(scope, ir.Graph):
         yield from scope.initializers.values()
     for node in ir.traversal.RecursiveGraphIterator(scope):
-        if domain_of(node) == "" and node.op_type == "Constant":
+        if is_op(node, "Constant"):
             yield from node.outputs
         for graph in subgraphs(node):
             yield from graph.initializers.values()
@@ -35,17 +35,22 @@ def constant_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
     producer = value.producer()
     if producer is None:
         return value.const_value if value.is_initializer() else None
-    if domain_of(producer) == "" and producer.op_type == "Constant":
+    if is_op(producer, "Constant"):
         attribute = producer.attributes.get("value")
         if attribute is not None and not attribute.is_ref():
             return attribute.as_tensor()
     return None
 
 
+def fixed_tensor(value: ir.Value | None) -> ir.TensorProtocol | None:
+    """As `constant_tensor`, but None where a caller may give another tensor: the default of a graph input."""
+    return None if value is None or value.is_graph_input() else constant_tensor(value)
+
+
 def constant_ints(value: ir.Value | None) -> tuple[int, ...] | None:
     """The integers of a small constant, for instance a shape; None where it is no constant."""
     producer = None if value is None else value.producer()
-    if producer is not None and domain_of(producer) == "" and producer.op_type == "Constant":
+    if is_op(producer, "Constant"):
         listed = producer.attributes.get("value_ints")
         if listed is not None and not listed.is_ref():
             return tuple(listed.as_ints())
@@ -62,7 +67,7 @@ def trace(value: ir.Value) -> tuple[ir.Value, tuple[ir.Node, ...]]:
         Where the walk ends, and the nodes passed, the one next to the end first.
     """
     chain: list[ir.Node] = []
-    while (node := value.producer()) is not None and domain_of(node) == "" and node.op_type in _VIEWS:
+    while is_op(node := value.producer(), *_VIEWS):
         upper = node.inputs[0]
         if upper is None or len(node.outputs) != 1:
             break
@@ -78,12 +83,8 @@ def views(source: ir.TensorProtocol, chain: Sequence[ir.Node]) -> tuple[View, ..
         step = _view(node, shape)
         if step is None:
             return None
-        operator, numbers = step
-        if operator == "Transpose":
-            shape = tuple(shape[axis] for axis in numbers)
-        elif operator == "Reshape":
-            shape = numbers
-        if operator != "Identity":
+        shape = view_shape(shape, [step])
+        if step[0] != "Identity":
             steps.append(step)
     return tuple(steps)
 
@@ -152,6 +153,33 @@ def undo_views(array: np.ndarray, dims: Sequence[int], steps: Sequence[View]) ->
         elif operator == "Reshape":
             array = array.reshape(shape)
     return np.ascontiguousarray(array)
+
+
+def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape of a constant as its reader sees it; None for anything else."""
+    seen = _operand(value)
+    return None if seen is None else view_shape(seen[0].shape.numpy(), seen[1])
+
+
+def constant_array(value: ir.Value | None) -> np.ndarray:
+    """A constant as its reader sees it.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if (seen := _operand(value)) is None:
+        raise ValueError(value.name if value else value)
+    return apply_views(seen[0].numpy(), seen[1])
+
+
+def _operand(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ...]] | None:
+    """The tensor under an operand that cannot change, and what the chain between them does; None for anything else."""
+    if value is None:
+        return None
+    source, chain = trace(value)
+    tensor = fixed_tensor(source)
+    steps = None if tensor is None else views(tensor, chain)
+    return None if tensor is None or steps is None else (tensor, steps)
 
 
 def view_shape(dims: Sequence[int], steps: Sequence[View]) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import onnx
 from google.protobuf.message import Message  # type: ignore[import-untyped]
 from google.protobuf.unknown_fields import UnknownFieldSet  # type: ignore[import-untyped]
 
-from onnxq.model.tensors import walk
+from onnxq.model.tensors import graphs_in, walk
 
 _logger = logging.getLogger(__name__)
 
@@ -79,9 +79,7 @@ def _in_attribute(attribute: onnx.AttributeProto, where: str, ir_version: int) -
         yield f"sparse tensor in {here}; make it dense"
     if attribute.type == onnx.AttributeProto.UNDEFINED and not attribute.ref_attr_name:
         yield f"{here}, which has no type"
-    if attribute.HasField("g"):
-        yield from _in_graph(attribute.g, ir_version, f" in {here}")
-    for graph in attribute.graphs:
+    for graph in graphs_in(attribute):
         yield from _in_graph(graph, ir_version, f" in {here}")
     for kind in (*((attribute.tp,) if attribute.HasField("tp") else ()), *attribute.type_protos):
         yield from _in_type(kind, here)

@@ -5,6 +5,7 @@ An operator is known by its domain and type, never by its type alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import onnx_ir as ir
 
@@ -124,6 +125,20 @@ WEIGHT_OPERATORS = tuple(f"{domain}::{op_type}" if domain else op_type for domai
 def domain_of(node: ir.Node) -> str:
     """The node's domain, with the default one always written as the empty string."""
     return "" if node.domain == "ai.onnx" else node.domain
+
+
+def is_op(node: ir.Node | None, *op_types: str) -> TypeGuard[ir.Node]:
+    """Whether `node` is one of these standard ONNX operators."""
+    return node is not None and domain_of(node) == "" and node.op_type in op_types
+
+
+def producer(node: ir.Node, operand: int) -> ir.Node | None:
+    """The node that makes an operand, looking through Identity, which onnxruntime removes."""
+    value = node.inputs[operand] if operand < len(node.inputs) else None
+    maker = value.producer() if value is not None else None
+    while is_op(maker, "Identity") and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    return maker
 
 
 def operator_name(node: ir.Node) -> str:

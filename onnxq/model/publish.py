@@ -5,12 +5,13 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 
 from onnxq.errors import ModelError, OutputError
 from onnxq.model.load import guard
-from onnxq.model.replacing import check_ending
+from onnxq.model.replacing import check_ending, output_errors
 from onnxq.model.staging import MODEL, Journal, Move, sync_folder
 
 _logger = logging.getLogger(__name__)
@@ -25,13 +26,12 @@ def check_output(output: Path, *, force: bool, overwrite_of: Path | None) -> Non
     """
     if not output.parent.is_dir():
         raise OutputError(f"the folder '{output.parent}' does not exist; create it first")
-    try:
+    status = None
+    with output_errors(f"cannot write '{output}'"), suppress(FileNotFoundError):
         status = output.lstat()
-    except FileNotFoundError:
+    if status is None:
         check_ending(output, ".onnx")
         return
-    except OSError as error:
-        raise OutputError(f"cannot write '{output}': {error.strerror}") from error
     if stat.S_ISLNK(status.st_mode):
         raise OutputError(f"'{output}' is a symbolic link, which would be replaced; name the file it points to")
     if stat.S_ISDIR(status.st_mode):

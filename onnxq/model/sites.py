@@ -24,7 +24,7 @@ from onnxq.model.mapped import MappedTensor
 from onnxq.model.operators import (
     Layout,
     Operand,
-    domain_of,
+    is_op,
     is_set,
     operator_name,
     other_purpose,
@@ -250,7 +250,7 @@ def _obstacle(source: ir.Value, tensor: ir.TensorProtocol, sites: Sequence[Site]
 def _purpose(source: ir.Value) -> str | None:
     """What a constant is that is known to be no weight, also where its rows are looked up first."""
     for node, index in source.uses():
-        looked_up = node.outputs[0].uses() if domain_of(node) == "" and node.op_type == "Gather" and index == 0 else ()
+        looked_up = node.outputs[0].uses() if is_op(node, "Gather") and index == 0 else ()
         for reader, at in ((node, index), *looked_up):
             if purpose := other_purpose(reader, at):
                 return purpose
@@ -286,6 +286,6 @@ def _is_head(site: Site, vocabularies: set[int]) -> bool:
         if value.is_graph_output():
             return True
         for node in value.consumers():
-            if domain_of(node) == "" and node.op_type in _PASS_ON:
+            if is_op(node, *_PASS_ON):
                 reached.extend(output for output in node.outputs if output not in reached)
     return False

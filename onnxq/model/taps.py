@@ -12,6 +12,7 @@ from onnxq.errors import ModelError, nearest
 from onnxq.model.form import Form
 from onnxq.model.load import Model
 from onnxq.model.temporary import data_folder, fits_in_memory, write_message
+from onnxq.model.tensors import graphs_in
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _reads(node: onnx.NodeProto) -> Iterable[str]:
     """Names of the values that a node reads, those that its subgraphs take from outside among them."""
     yield from node.input
     for attribute in node.attribute:
-        for graph in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])):
+        for graph in graphs_in(attribute):
             yield from (output.name for output in graph.output)
             for inner in graph.node:
                 yield from _reads(inner)

@@ -56,10 +56,13 @@ def _in_attributes(attributes: Iterable[onnx.AttributeProto], where: str) -> Ite
             yield from _in_sparse(attribute.sparse_tensor, here)
         for sparse in attribute.sparse_tensors:
             yield from _in_sparse(sparse, here)
-        if attribute.HasField("g"):
-            yield from _in_graph(attribute.g, f" in {here}")
-        for graph in attribute.graphs:
+        for graph in graphs_in(attribute):
             yield from _in_graph(graph, f" in {here}")
+
+
+def graphs_in(attribute: onnx.AttributeProto) -> list[onnx.GraphProto]:
+    """The graphs that an attribute holds, whatever type it declares."""
+    return [*([attribute.g] if attribute.HasField("g") else ()), *attribute.graphs]
 
 
 def _in_sparse(sparse: onnx.SparseTensorProto, where: str) -> Iterator[tuple[str, onnx.TensorProto]]:

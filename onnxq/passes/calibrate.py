@@ -191,11 +191,9 @@ def statistics_for(
     """What the methods of a plan want to know about activations, from data or from a file; None if it is nothing.
 
     Raises:
-        UsageError: A method needs data and there is none, or there are both data and a file.
+        UsageError: A method needs data and there is none.
         DataError: Data or file do not fit the model.
     """
-    if calibration is not None and file is not None:
-        raise UsageError("give either calibration data (--calib) or a file of statistics (--stats), not both")
     wanted = requests(plan, weights, model.ir.graph, exact)
     if calibration is None and file is None:
         if needing := needy(plan):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import ModelError
-from onnxq.model.constants import View, apply_views, constant_tensor, trace, undo_views, view_shape, views
+from onnxq.model.constants import constant_array, trace, undo_views
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, drop_unused
 from onnxq.passes.sink import Sink
@@ -54,33 +54,6 @@ def _stored_dims(weight: Weight, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def constant_shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    """The shape of a constant as its reader sees it; None for anything else."""
-    seen = _constant(value)
-    return None if seen is None else view_shape(seen[0].shape.numpy(), seen[1])
-
-
-def constant_array(value: ir.Value | None) -> np.ndarray:
-    """A constant as its reader sees it.
-
-    Raises:
-        ValueError: It is none.
-    """
-    if (seen := _constant(value)) is None:
-        raise ValueError(value.name if value else value)
-    return apply_views(seen[0].numpy(), seen[1])
-
-
-def _constant(value: ir.Value | None) -> tuple[ir.TensorProtocol, tuple[View, ...]] | None:
-    if value is None:
-        return None
-    source, chain = trace(value)
-    tensor = constant_tensor(source)
-    steps = None if tensor is None else views(tensor, chain)
-    # A caller may replace the default of an input.
-    return None if tensor is None or steps is None or source.is_graph_input() else (tensor, steps)
-
-
 def give_operand(node: ir.Node, index: int, array: np.ndarray, what: str, editor: Editor, sink: Sink) -> None:
     """Give a node a constant of its own in the place of one that it reads, of the same type.
 
@@ -92,10 +65,16 @@ def give_operand(node: ir.Node, index: int, array: np.ndarray, what: str, editor
         raise ValueError(node.name)
     source, dtype = trace(old)[0], ir.DataType.from_numpy(constant_array(old).dtype)
     check_range(array, dtype, f"'{old.name}'")
-    stored = np.ascontiguousarray(array.astype(dtype.numpy()))
-    tensor = sink.append(editor.fresh(f"{source.name}_{what}"), dtype, stored.shape, [stored])
-    node.replace_input_with(index, editor.constant(tensor, source))
+    new = add_constant(f"{source.name}_{what}", array.astype(dtype.numpy()), source, editor, sink)
+    node.replace_input_with(index, new)
     drop_unused(old)
+
+
+def add_constant(name: str, array: np.ndarray, owner: ir.Value, editor: Editor, sink: Sink) -> ir.Value:
+    """A new constant beside `owner`, of the type of an array, its name made unique."""
+    stored = np.ascontiguousarray(array)
+    tensor = sink.append(editor.fresh(name), ir.DataType.from_numpy(stored.dtype), stored.shape, [stored])
+    return editor.constant(tensor, owner)
 
 
 def check_range(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
@@ -108,8 +87,3 @@ def check_range(array: np.ndarray, dtype: ir.DataType, what: str) -> None:
         finite = np.isfinite(array.astype(dtype.numpy()).astype(np.float32)).all()
     if not finite and np.isfinite(array).all():
         raise ModelError(f"{what} would leave the range of {dtype.name}: leave out this step")
-
-
-def position(node: ir.Node) -> int:
-    """Where a node stands in its graph."""
-    return 0 if node.graph is None else list(node.graph).index(node)

@@ -1,10 +1,13 @@
 """Small edits of a graph: new constants and nodes with names of their own, in the right scope."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import onnx_ir as ir
 
 from onnxq.model.scopes import scopes
+
+Attributes = Mapping[str, int | list[int]]
+"""Of a new node, by name."""
 
 
 class Editor:
@@ -59,7 +62,7 @@ class Editor:
         reader: ir.Node,
         operator: tuple[str, str],
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, int | list[int]],
+        attributes: Attributes,
         result: ir.Value,
     ) -> ir.Value:
         """Put a node right before `reader`.
@@ -83,7 +86,7 @@ class Editor:
         value: ir.Value,
         operator: tuple[str, str],
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, int | list[int]],
+        attributes: Attributes,
         results: Sequence[ir.Value],
     ) -> Sequence[ir.Value]:
         """Put a node right behind the one that makes `value`, or at the beginning of a graph whose input it is.
@@ -114,7 +117,7 @@ class Editor:
         node: ir.Node,
         operator: tuple[str, str],
         inputs: Sequence[ir.Value | None],
-        attributes: Mapping[str, int | list[int]],
+        attributes: Attributes,
     ) -> None:
         """Put another operator in the place of a node; it keeps the node's name, outputs, place and metadata."""
         before = [each for each in node.inputs if each is not None]
@@ -136,7 +139,7 @@ def describe(node: ir.Node, text: str) -> None:
     node.doc_string = f"{node.doc_string}\n{text}" if node.doc_string else text
 
 
-def _attributes(attributes: Mapping[str, int | list[int]]) -> list[ir.Attr]:
+def _attributes(attributes: Attributes) -> list[ir.Attr]:
     return [ir.AttrInt64(k, v) if isinstance(v, int) else ir.AttrInt64s(k, v) for k, v in attributes.items()]
 
 
@@ -155,6 +158,13 @@ def add_behind(editor: Editor, value: ir.Value, term: ir.Value) -> ir.Node:
     node.replace_input_with(0, value)
     value.name, total.name = total.name, value.name
     return node
+
+
+def earliest(nodes: Iterable[ir.Node]) -> ir.Node:
+    """Of some nodes of one graph the one that stands first."""
+    several = list(nodes)
+    order = list(several[0].graph or several)
+    return min(several, key=order.index)
 
 
 def take_back(adding: ir.Node) -> None:

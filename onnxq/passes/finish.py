@@ -3,11 +3,11 @@
 import onnx_ir as ir
 
 from onnxq.functions import DOMAIN, VERSION, functions
-from onnxq.model.operators import MICROSOFT, domain_of, is_set
+from onnxq.model.operators import MICROSOFT, is_op, is_set
 from onnxq.model.opset import opset_of, raise_to
+from onnxq.model.products import is_unscaled, with_bias
 from onnxq.model.scopes import nodes, scopes
-from onnxq.passes.edit import Editor, describe
-from onnxq.passes.fusion import is_op
+from onnxq.passes.edit import Attributes, Editor, describe
 from onnxq.passes.target import FUNCTION_IR_VERSION
 
 
@@ -26,7 +26,7 @@ def fuse_products(model: ir.Model) -> int:
         maker = None if weight is None else weight.producer()
         if weight is None or maker is None or not _is_matrix(maker) or len(weight.uses()) != 1:
             continue
-        attributes: dict[str, int | list[int]] = {
+        attributes: Attributes = {
             "shape": list(maker.attributes["shape"].as_ints()),
             "block_size": maker.attributes["block_size"].as_int(),
             "dtype": maker.attributes["dtype"].as_int(),
@@ -46,18 +46,9 @@ def fuse_products(model: ir.Model) -> int:
 
 def _weight(node: ir.Node) -> ir.Value | None:
     """The right operand of a plain product."""
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm"):
+    if not is_op(node, "MatMul", "Gemm") or not is_unscaled(node):
         return None
-    if node.op_type == "Gemm" and not _only_multiplies(node):
-        return None
-    return node.inputs[1]
-
-
-def _only_multiplies(gemm: ir.Node) -> bool:
-    """Whether a `Gemm` neither scales nor transposes; where a function's caller decides, it may."""
-    factors = [gemm.attributes[name] for name in ("alpha", "beta") if name in gemm.attributes]
-    plain = all(not each.is_ref() and each.as_float() == 1 for each in factors)
-    return plain and all(is_set(gemm, name) is False for name in ("transA", "transB"))
+    return node.inputs[1] if all(is_set(node, name) is False for name in ("transA", "transB")) else None
 
 
 def _is_matrix(maker: ir.Node) -> bool:
@@ -65,24 +56,6 @@ def _is_matrix(maker: ir.Node) -> bool:
     if maker.domain != DOMAIN or not maker.op_type.startswith("Dequantize"):
         return False
     return len(maker.attributes["shape"].as_ints()) == 2 and maker.attributes["axis"].as_int() == 0
-
-
-def with_bias(node: ir.Node, columns: int) -> tuple[ir.Node, ir.Value | None]:
-    """The last node of a product, and what it adds to each column."""
-    if node.op_type == "Gemm":
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        return node, bias if _has_shape(bias, columns) else None
-    result = node.outputs[0]
-    users = [use.node for use in result.uses()]
-    if len(users) == 1 and is_op(users[0], "Add") and not result.is_graph_output() and users[0].graph is node.graph:
-        for value in users[0].inputs:
-            if value is not result and _has_shape(value, columns):
-                return users[0], value
-    return node, None
-
-
-def _has_shape(value: ir.Value | None, columns: int) -> bool:
-    return value is not None and value.shape is not None and list(value.shape) == [columns]
 
 
 def finish(model: ir.Model, opset: int, ir_version: int) -> None:

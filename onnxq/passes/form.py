@@ -1,7 +1,7 @@
 """The form in which a quantized weight leaves: how its scales lie, which versions it needs, how many bytes it takes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
@@ -10,11 +10,20 @@ from onnxq.formats.scales import ScaleType
 from onnxq.formats.sparse import ENTRY_BYTES, most_entries
 from onnxq.formats.tiled import tiled_columns, tiled_rows
 from onnxq.methods import outliers
+from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve.pb_llm import salient_count
+from onnxq.model.operators import is_op
 from onnxq.model.sites import Weight
 from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
-from onnxq.passes.target import LOSSLESS_INT8, Target, is_standard_form, needed_versions
+from onnxq.passes.target import (
+    FUNCTION_IR_VERSION,
+    FUNCTION_OPSET,
+    LOSSLESS_INT8,
+    Target,
+    is_standard_form,
+    needed_versions,
+)
 from onnxq.recipes import QuantSpec
 
 _AUTO_SCALES = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
@@ -55,8 +64,70 @@ def grouping(weight: Weight, spec: QuantSpec) -> Grouping:
     return Grouping(matrix, block, get_scale_type(_AUTO_SCALES[weight.dtype] if spec.scale == "auto" else spec.scale))
 
 
+def grid_spec(weight: Weight, spec: QuantSpec) -> GridSpec:
+    """What a solver may round a weight to; the weight must have no obstacle."""
+    group, formats = grouping(weight, spec), [get_format(name) for name in spec.format]
+    largest = largest_of(weight.dtype.numpy())
+    return GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest, spec.salient or 0)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A matrix whose rows are looked up, as those see it who do that, and as the products do that share it.
+
+    Attributes:
+        rows: The weight with the sites that look rows up.
+        products: The weight with the other sites, transposed; None where there are none.
+    """
+
+    rows: Weight
+    products: Weight | None
+
+
+def as_table(weight: Weight, spec: QuantSpec, target: Target) -> Table | None:
+    """The table that a weight leaves as: packed rows for lookups, and beside them what products read of it.
+
+    None where a weight is no such thing, or would not get smaller: then its readers share one dequantized weight. On a
+    GPU they do, too: functions that run in every step could keep it from being captured as a CUDA graph.
+    """
+    if target in ("standard", "ort-cuda") or weight.obstacle or spec.outliers or spec.salient or len(weight.shape) != 2:
+        return None
+    if any(name in LEARNED_FORMATS for name in spec.format):
+        return None
+    lookups = tuple(site for site in weight.sites if is_op(site.node, "Gather"))
+    others = tuple(site for site in weight.sites if site not in lookups)
+    if not lookups or weight.tensor.shape.numpy()[1] % 8:
+        return None
+    # A table may be stored in another float type; products see it transposed.
+    casts = lookups[0].steps or ()
+    turned = (*casts, ("Transpose", (1, 0)))
+    alike = all(site.steps == casts for site in lookups) and all(site.steps == turned for site in others)
+    if not alike or any(operator != "Cast" for operator, _ in casts):
+        return None
+    rows = replace(weight, sites=lookups, steps=casts, layout=lookups[0].layout)
+    if not others:
+        return Table(rows, None)
+    products = replace(weight, sites=others, steps=turned, layout=others[0].layout)
+    if any(site.layout != products.layout for site in others):
+        return None
+    both = _row_bytes(rows, spec) + planned_bytes(products, spec, target)
+    return Table(rows, products) if both < weight.size_bytes else None
+
+
+def _row_bytes(rows: Weight, spec: QuantSpec) -> int:
+    """Bytes of packed rows, with the widest of the candidate formats; each zero point takes one."""
+    group = grouping(rows, spec)
+    itemsize = group.scale_type.dtype.itemsize
+    bits = max(get_format(name).bits for name in spec.format)
+    zeros = 0 if spec.symmetric else group.scales
+    return packed_bytes(rows.size, bits) + group.scales * itemsize + (4 if itemsize == 1 else 0) + zeros
+
+
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
     """Opset and IR version that each candidate format of a spec needs."""
+    if table := as_table(weight, spec, target):
+        of_products = [] if table.products is None else needs(table.products, spec, target)
+        return [(FUNCTION_OPSET, FUNCTION_IR_VERSION), *of_products]
     flat = weight.layout is not None and weight.layout.flatten
     blocked = spec.granularity == "group" or (spec.granularity == "channel" and len(weight.shape) != 2 and not flat)
     kinds = [get_format(name) for name in spec.format]
@@ -113,6 +184,8 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
 
     A weight that becomes int8 without loss takes some more where the kernel's blocks are filled up.
     """
+    if table := as_table(weight, spec, target):
+        return _row_bytes(table.rows, spec) + (planned_bytes(table.products, spec, target) if table.products else 0)
     kinds = [get_format(name) for name in spec.format]
     int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
     bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)

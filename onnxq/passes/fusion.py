@@ -8,8 +8,9 @@ import onnx_ir as ir
 
 from onnxq.formats import Format
 from onnxq.formats.tiled import fits_tiled
-from onnxq.model.constants import constant_tensor
-from onnxq.model.operators import domain_of
+from onnxq.model.constants import fixed_tensor
+from onnxq.model.operators import is_op, is_set, producer
+from onnxq.model.products import is_plain_product
 from onnxq.model.sites import Weight
 
 _BITS = {
@@ -20,33 +21,10 @@ _BITS = {
     ir.DataType.INT8: 8,
     ir.DataType.UINT8: 8,
 }
-_BLOCK_SIZES = (16, 32, 64, 128, 256)
+# The sizes of a block that the operator takes (onnxruntime 1.31, com.microsoft.MatMulNBits).
+BLOCK_SIZES = (16, 32, 64, 128, 256)
 # Blocks that the GPU kernels take are these, whole units of the layout, or the whole column.
 _TILED_BLOCK_SIZES, _TILED_UNIT = (16, 32, 64), 128
-
-
-def is_op(node: ir.Node | None, *op_types: str) -> bool:
-    """Whether `node` is one of these standard ONNX operators."""
-    return node is not None and domain_of(node) == "" and node.op_type in op_types
-
-
-def producer(node: ir.Node, operand: int) -> ir.Node | None:
-    """The node that makes an operand, looking through Identity, which onnxruntime removes."""
-    value = node.inputs[operand] if operand < len(node.inputs) else None
-    maker = value.producer() if value is not None else None
-    while maker is not None and is_op(maker, "Identity") and maker.inputs[0] is not None:
-        maker = maker.inputs[0].producer()
-    return maker
-
-
-def constant(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor of a value that cannot change: an initializer that is no graph input, or a Constant."""
-    return None if value is None or value.is_graph_input() else constant_tensor(value)
-
-
-def weight_of(dequantize: ir.Node) -> ir.TensorProtocol | None:
-    """The quantized tensor under a `DequantizeLinear`, if it is constant."""
-    return constant(dequantize.inputs[0])
 
 
 def fused_bits(node: ir.Node) -> int | None:
@@ -54,10 +32,10 @@ def fused_bits(node: ir.Node) -> int | None:
     if not is_op(node, "MatMul", "Gemm"):
         return None
     dequantize = producer(node, 1)
-    if not is_op(dequantize, "DequantizeLinear") or dequantize is None or dequantize.graph is not node.graph:
+    if not is_op(dequantize, "DequantizeLinear") or dequantize.graph is not node.graph:
         return None
-    weight = weight_of(dequantize)
-    if weight is None or len(weight.shape) != 2 or constant(dequantize.inputs[1]) is None:
+    weight = fixed_tensor(dequantize.inputs[0])
+    if weight is None or len(weight.shape) != 2 or fixed_tensor(dequantize.inputs[1]) is None:
         return None
     # A second reader of the weight, the scale or the dequantized result stops the fusion; one of the zero point not.
     read = (*dequantize.inputs[:2], dequantize.outputs[0], node.inputs[1])
@@ -76,7 +54,7 @@ def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
         block: Neighbours along K that share a scale; None for one scale in all.
         bits: Of the integers.
     """
-    if len(weight.sites) != 1 or len(weight.shape) != 2 or len(weight.source.uses()) != 1:
+    if len(weight.sites) != 1 or len(weight.shape) != 2:
         return False
     site = weight.sites[0]
     if not is_op(site.node, "MatMul", "Gemm") or site.index != 1 or site.steps != weight.steps:
@@ -88,9 +66,7 @@ def will_fuse(weight: Weight, block: int | None, bits: int) -> bool:
     if bits == 2 and weight.shape[1] % 4:
         return False
     whole = block is None or block == weight.shape[0]
-    return (whole or block in _BLOCK_SIZES) and _takes_fused_weight(
-        site.node, transposed=site.transposed_by is not None
-    )
+    return (whole or block in BLOCK_SIZES) and _takes_fused_weight(site.node, transposed=site.transposed_by is not None)
 
 
 def will_tile(weight: Weight, kind: Format, block: int | None) -> bool:
@@ -108,7 +84,8 @@ def will_tile(weight: Weight, kind: Format, block: int | None) -> bool:
     return all(
         site.index == 1
         and site.steps == weight.steps
-        and (is_op(site.node, "MatMul") or (is_op(site.node, "Gemm") and _adds_bias(site.node)))
+        and is_op(site.node, "MatMul", "Gemm")
+        and is_plain_product(site.node)
         for site in weight.sites
     )
 
@@ -120,13 +97,6 @@ def is_matmul_weight(weight: Weight) -> bool:
     )
 
 
-def _adds_bias(node: ir.Node) -> bool:
-    """Whether a Gemm is x @ w + b, or x @ w."""
-    plain = not node.attributes.get_int("transA", 0) and node.attributes.get_float("alpha", 1.0) == 1.0
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return plain and (bias is None or node.attributes.get_float("beta", 1.0) == 1.0)
-
-
 def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
     """Whether what surrounds a MatMul or Gemm lets onnxruntime fuse its weight.
 
@@ -134,7 +104,7 @@ def _takes_fused_weight(node: ir.Node, *, transposed: bool = False) -> bool:
     """
     if is_op(producer(node, 0), "DequantizeLinear") or any(is_op(user, "QuantizeLinear") for user in _users(node)):
         return False
-    return _plain_product(node, transposed=transposed) and not _before_clip(node)
+    return _is_fusible_product(node, transposed=transposed) and not _before_clip(node)
 
 
 def _users(node: ir.Node) -> list[ir.Node]:
@@ -144,25 +114,20 @@ def _users(node: ir.Node) -> list[ir.Node]:
 def _blocks_along_k(dequantize: ir.Node) -> bool:
     """Scales of a [K, N] weight: blocks along K, or one a column, or one for all. A negative axis is not recognised."""
     scale = dequantize.inputs[1]
-    shape = constant(scale)
+    shape = fixed_tensor(scale)
     axis = dequantize.attributes.get_int("axis", 1)
     block = dequantize.attributes.get_int("block_size", 0)
     if block:
-        return axis == 0 and block in _BLOCK_SIZES
+        return axis == 0 and block in BLOCK_SIZES
     return shape is not None and (len(shape.shape) == 0 or axis == 1)
 
 
-def _plain_product(node: ir.Node, *, transposed: bool) -> bool:
+def _is_fusible_product(node: ir.Node, *, transposed: bool) -> bool:
     """Whether the node is x @ w, or x @ w plus a bias of one dimension."""
     if is_op(node, "MatMul"):
         return not _becomes_gemm_with_wide_bias(node)
-    attributes = node.attributes
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
-        return False
-    if attributes.get_int("transB", 0) and not transposed:
-        return False
     bias = node.inputs[2] if len(node.inputs) > 2 else None
-    return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _rank(bias) in (None, 0, 1))
+    return is_plain_product(node) and (transposed or is_set(node, "transB") is False) and _rank(bias) in (None, 0, 1)
 
 
 def _gemm_end(node: ir.Node) -> ir.Node:

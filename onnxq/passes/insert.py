@@ -12,13 +12,11 @@ from onnxq.formats.sparse import half_of, pack_sparse
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Outliers, Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, describe, drop_unused
+from onnxq.passes.edit import Attributes, Editor, describe, drop_unused
 from onnxq.passes.form import grouping, leaves_standard
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import Target
 from onnxq.recipes import QuantSpec
-
-Attributes = dict[str, int | list[int]]
 
 
 @dataclass(frozen=True)
@@ -160,7 +158,7 @@ def _dequantize_linear(shelf: Shelf, solution: Solution, place: Placement) -> Va
     if solution.zero_point is not None:
         inputs.append(shelf.add("zero_point", codes_type, place.scale_shape, pack(solution.zero_point, kind.bits)))
     two_level = _tensor_scale(shelf, solution)
-    attributes: Attributes = {} if place.axis is None else {"axis": place.axis}
+    attributes: dict[str, int | list[int]] = {} if place.axis is None else {"axis": place.axis}
     if place.block_size is not None:
         attributes["block_size"] = place.block_size
     if (ir.DataType.FLOAT if two_level is not None else scale_type) != dtype:

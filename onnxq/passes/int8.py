@@ -15,12 +15,11 @@ from onnxq.methods.solution import Solution
 from onnxq.model.operators import MICROSOFT
 from onnxq.model.sites import Weight
 from onnxq.passes.edit import Editor, describe
+from onnxq.passes.fusion import BLOCK_SIZES
 from onnxq.passes.insert import Shelf
 from onnxq.passes.sink import Sink
 from onnxq.passes.target import LOSSLESS_INT8
 
-# The sizes of a block that the operator takes (onnxruntime 1.31, com.microsoft.MatMulNBits).
-_BLOCK_SIZES = (256, 128, 64, 32, 16)
 # Activations rounded to int8: with 8-bit weights onnxruntime has no fast kernel at another level.
 ACCURACY_LEVEL = 4
 
@@ -61,7 +60,7 @@ def replace_matmuls(editor: Editor, weight: Weight, solution: Solution, sink: Si
     """
     _, k, n = solution.codes.shape
     group = k if solution.block is None else solution.block
-    block = next((each for each in _BLOCK_SIZES if group % each == 0 or group >= k), None)
+    block = next((each for each in reversed(BLOCK_SIZES) if group % each == 0 or group >= k), None)
     if block is None:
         return None
     while block > 16 and block >= 2 * k:

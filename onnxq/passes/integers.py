@@ -17,9 +17,12 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.methods.solution import Solution
+from onnxq.model.constants import fixed_tensor
+from onnxq.model.operators import is_op, producer
+from onnxq.model.products import is_plain_product
 from onnxq.model.sites import Weight
+from onnxq.passes.constants import add_constant
 from onnxq.passes.edit import Editor, drop_unused
-from onnxq.passes.fusion import constant, is_op, producer
 from onnxq.passes.sink import Sink
 
 _BYTES = (ir.DataType.INT8, ir.DataType.UINT8)
@@ -45,7 +48,7 @@ def integer_product(node: ir.Node) -> bool:
     if weight is None or not _dequantizes_bytes(weight) or not _takes_integers(node):
         return False
     bias = _bias_of(node)
-    return not _is_gemm(node) or (len(weight.inputs) > 2 and (bias is None or constant(_value(bias)) is None))
+    return not _is_gemm(node) or (len(weight.inputs) > 2 and (bias is None or fixed_tensor(_value(bias)) is None))
 
 
 def with_zero_point(weight: Weight, solution: Solution) -> Solution:
@@ -67,23 +70,23 @@ def quantize_biases(editor: Editor, weight: Weight, solution: Solution, sink: Si
     for site in weight.sites:
         place, source = _bias_of(site.node), producer(site.node, 0)
         scale = None if source is None else _constant_scale(source)
-        if place is None or scale is None or (tensor := constant(_value(place))) is None:
+        if place is None or scale is None or (tensor := fixed_tensor(_value(place))) is None:
             continue
         scales = np.broadcast_to(scale * solution.scale.reshape(-1).astype(np.float32), tensor.shape.numpy())
         codes = np.rint(tensor.numpy().astype(np.float64) / scales)
         # Beyond int32 only where activations or weights are next to nothing; such a product stays float.
         if np.abs(codes).max(initial=0) <= np.iinfo(np.int32).max:
-            _replace(editor, place, codes.astype(np.int32), np.ascontiguousarray(scales), sink)
+            _replace(editor, place, codes.astype(np.int32), scales, sink)
 
 
 def _replace(editor: Editor, place: Place, codes: np.ndarray, scales: np.ndarray, sink: Sink) -> None:
     bias = _value(place)
     if bias is None:
         return
-    constants = []
-    for what, dtype, array in (("quantized", ir.DataType.INT32, codes), ("scale", ir.DataType.FLOAT, scales)):
-        tensor = sink.append(editor.fresh(f"{bias.name}_{what}"), dtype, array.shape, [array.view(np.uint8)])
-        constants.append(editor.constant(tensor, bias))
+    constants = [
+        add_constant(f"{bias.name}_{what}", array, bias, editor, sink)
+        for what, array in (("quantized", codes), ("scale", scales))
+    ]
     name = f"{bias.name}_dequantized"
     result = ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(codes.shape))
     reader, index = place
@@ -112,7 +115,7 @@ def _dequantizes_bytes(node: ir.Node) -> bool:
 
 def _constant_scale(source: ir.Node) -> np.float32 | None:
     """The scale of a DequantizeLinear, where it is one and does not change."""
-    tensor = constant(source.inputs[1])
+    tensor = fixed_tensor(source.inputs[1])
     return None if tensor is None or tensor.size != 1 else np.float32(tensor.numpy().reshape(()))
 
 
@@ -141,17 +144,15 @@ def _value(place: Place) -> ir.Value | None:
 
 def _is_plain(node: ir.Node) -> bool:
     """Whether a product of matrices is x @ w, or x @ w + bias; transB is folded into the weight."""
-    attributes, bias = node.attributes, _bias_of(node)
-    if attributes.get_int("transA", 0) or attributes.get_float("alpha", 1.0) != 1.0:
-        return False
-    return bias is None or (attributes.get_float("beta", 1.0) == 1.0 and _is_vector(_value(bias)))
+    bias = _bias_of(node)
+    return is_plain_product(node) and (bias is None or _is_vector(_value(bias)))
 
 
 def _is_vector(value: ir.Value | None) -> bool:
     """Whether a value is a constant float32 vector, or one that was quantized."""
     if value is None or value.shape is None or len(value.shape) != 1:
         return False
-    return (constant(value) is not None and value.dtype == ir.DataType.FLOAT) or is_op(
+    return (fixed_tensor(value) is not None and value.dtype == ir.DataType.FLOAT) or is_op(
         value.producer(), "DequantizeLinear"
     )
 
@@ -176,7 +177,7 @@ def _ends(node: ir.Node) -> tuple[float, float]:
     ends = [-math.inf, math.inf]
     for at, value in enumerate(node.inputs[1:3]):
         if value is not None:
-            tensor = constant(value)
+            tensor = fixed_tensor(value)
             ends[at] = (math.inf, -math.inf)[at] if tensor is None else float(tensor.numpy().reshape(()))
     return ends[0], ends[1]
 
@@ -185,7 +186,7 @@ def _lies_within(node: ir.Node, low: float, high: float) -> bool:
     """Whether a node quantizes to codes that reach no farther than two numbers, so clipping there changes nothing."""
     if not is_op(node, "QuantizeLinear"):
         return False
-    scale, zero = (constant(value) for value in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
+    scale, zero = (fixed_tensor(value) for value in node.inputs[1:3]) if len(node.inputs) > 2 else (None, None)
     if scale is None or zero is None or scale.size != 1 or zero.dtype not in _BYTES:
         return low == -math.inf and high == math.inf
     step, point, limits = float(scale.numpy().item()), int(zero.numpy().item()), np.iinfo(zero.dtype.numpy())

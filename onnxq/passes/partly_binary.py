@@ -7,7 +7,7 @@ from onnxq.formats import pack
 from onnxq.functions import DOMAIN
 from onnxq.methods.solution import Salient, Solution
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, describe
+from onnxq.passes.edit import Attributes, Editor, describe
 from onnxq.passes.insert import Shelf, connect, placement
 from onnxq.passes.sink import Sink
 from onnxq.recipes import QuantSpec
@@ -44,7 +44,7 @@ def insert_partly_binary(
         shelf.add("salient", ir.DataType.INT8, salient.codes.shape, salient.codes),
         shelf.add("salient_scale", salient_type, columns, salient.scale),
     ]
-    attributes: dict[str, int | list[int]] = {
+    attributes: Attributes = {
         "shape": list(place.shape),
         "axis": axis,
         "block_size": place.block_size or 1,

@@ -9,10 +9,10 @@ import onnx_ir as ir
 
 from onnxq.errors import number_of
 from onnxq.model.named import Named
-from onnxq.model.operators import domain_of
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.form import needs, planned_bytes
+from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.selection import Selection, unmatched
 from onnxq.passes.target import Target
 from onnxq.recipes import Correction, QuantSpec, Recipe, Role
@@ -184,7 +184,7 @@ def _refusal(
     """Why a weight that the recipe wants quantized cannot be, or is better left alone."""
     if weight.size == 0:
         return "empty"
-    if spec.low_rank and not _multiplies_from_the_right(weight):
+    if spec.low_rank and not is_matmul_weight(weight):
         return "low_rank needs products x @ weight: MatMul with a matrix on the right"
     if planned >= weight.size_bytes:
         return f"would not get smaller ({planned} bytes with scales, {weight.size_bytes} now)"
@@ -194,11 +194,3 @@ def _refusal(
 def _obstacle(weight: Weight, spec: QuantSpec, target: Target, raising: Callable[[int], str | None]) -> str | None:
     """Why the model cannot have the opset that a weight needs in the form of a target."""
     return raising(max(version for version, _ in needs(weight, spec, target)))
-
-
-def _multiplies_from_the_right(weight: Weight) -> bool:
-    """All that read a weight are x @ weight."""
-    wanted = ("", "MatMul", 1)
-    return len(weight.shape) == 2 and all(
-        (domain_of(site.node), site.node.op_type, site.index) == wanted for site in weight.sites
-    )

@@ -18,18 +18,20 @@ from onnxq.passes import int8
 from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
-from onnxq.passes.form import leaves_tiled, runs_as_integers
+from onnxq.passes.form import as_table, grouping, leaves_tiled, runs_as_integers
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
 from onnxq.passes.joining import Joining
+from onnxq.passes.lookups import replace_lookups
 from onnxq.passes.partly_binary import insert_partly_binary
 from onnxq.passes.plan import Decision, Plan
 from onnxq.passes.sink import Sink
 from onnxq.passes.solutions import Solutions
 from onnxq.passes.solving import in_order, solve, unusable, work_of
+from onnxq.passes.target import Target
 from onnxq.passes.tiles import replace_products
-from onnxq.recipes import NonFinitePolicy
+from onnxq.recipes import NonFinitePolicy, QuantSpec
 from onnxq.statistics.statistics import Statistics
 
 
@@ -128,23 +130,38 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
         raise ValueError(weight.name)
     counts = histogram(weight.read().reshape(solution.codes.shape), solution)
     text = f"{weight.name} in {spec.describe(kind)}, SQNR {solution.sqnr_db:.1f} dB"
+    size_bytes = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
+    table = as_table(weight, spec, decision.target)
+    if table is None:
+        size_bytes += _store(editor, weight, spec, solution, decision.target, sink, text)
+    else:
+        size_bytes += replace_lookups(editor, table.rows, solution, sink, text)
+        if table.products is not None:
+            turned, scale_type = solution.turned(), grouping(table.products, spec).scale_type
+            turned = replace(turned, scale=turned.scale.astype(scale_type.dtype, copy=False))
+            size_bytes += _store(editor, table.products, spec, turned, decision.target, sink, text)
+    return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)
+
+
+def _store(
+    editor: Editor, weight: Weight, spec: QuantSpec, solution: Solution, target: Target, sink: Sink, text: str
+) -> int:
+    """Store what readers take in the place of a weight, in the form that the target has for it; its bytes."""
     alone = solution.low_rank is None and solution.outliers is None
-    beside = 0 if solution.low_rank is None else compensate(editor, weight, solution.low_rank, sink)
-    size_bytes = None
-    exact = int8.as_int8(solution, weight.dtype) if decision.target == "ort-int8" and alone else None
+    exact = int8.as_int8(solution, weight.dtype) if target == "ort-int8" and alone else None
     if exact is not None and exact.codes.size + exact.scale.nbytes < weight.size_bytes:
         solution, spec = exact, spec.model_copy(update={"scale": "auto"})
-        if is_matmul_weight(weight) and not reads_integers(weight):
-            size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text)
-    integers = decision.target != "native" and runs_as_integers(weight, solution.format, spec)
-    if size_bytes is None and integers:
+        products = is_matmul_weight(weight) and not reads_integers(weight)
+        size_bytes = int8.replace_matmuls(editor, weight, solution, sink, text) if products else None
+        if size_bytes is not None:
+            return size_bytes
+    if target != "native" and runs_as_integers(weight, solution.format, spec):
         solution = with_zero_point(weight, solution)
-        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
+        size_bytes = insert(editor, weight, spec, solution, target, sink, text)
         quantize_biases(editor, weight, solution, sink)
-    elif decision.target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
-        size_bytes = replace_products(editor, weight, solution, sink, text)
-    elif solution.salient is not None:
-        size_bytes = insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
-    elif size_bytes is None:
-        size_bytes = insert(editor, weight, spec, solution, decision.target, sink, text)
-    return Result(weight.name, kind, size_bytes + beside, solution.sqnr_db, histogram=counts)
+        return size_bytes
+    if target == "ort-cuda" and leaves_tiled(weight, solution.format, spec):
+        return replace_products(editor, weight, solution, sink, text)
+    if solution.salient is not None:
+        return insert_partly_binary(editor, weight, spec, solution, solution.salient, sink, text)
+    return insert(editor, weight, spec, solution, target, sink, text)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from onnxq.errors import DataError, OutputError, UsageError
+from onnxq.errors import DataError, UsageError
 from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, get_format, get_scale_type
 from onnxq.methods.solution import Outliers, Salient, Solution
 from onnxq.model.arrays import read_arrays, write_arrays
+from onnxq.model.replacing import output_errors
 
 _RECORD = "run.json"
 
@@ -37,15 +38,14 @@ class Solutions:
         if folder.exists() and not folder.is_dir():
             raise DataError(f"'{folder}' is a file; solutions are kept in a folder that is empty or new")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            if record.exists():
-                self._check(json.loads(record.read_text("utf-8")), run)
-            elif any(folder.iterdir()):
-                raise DataError(f"'{folder}' is not a folder of an interrupted run; name one that is empty or new")
-            else:
-                record.write_text(json.dumps(dict(run)), "utf-8")
-        except OSError as error:
-            raise OutputError(f"cannot keep solutions in '{folder}': {error.strerror}") from error
+            with output_errors(f"cannot keep solutions in '{folder}'"):
+                folder.mkdir(parents=True, exist_ok=True)
+                if record.exists():
+                    self._check(json.loads(record.read_text("utf-8")), run)
+                elif any(folder.iterdir()):
+                    raise DataError(f"'{folder}' is not a folder of an interrupted run; name one that is empty or new")
+                else:
+                    record.write_text(json.dumps(dict(run)), "utf-8")
         except ValueError as error:
             raise DataError(f"'{record}' is damaged; delete the folder to begin anew") from error
 

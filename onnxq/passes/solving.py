@@ -13,17 +13,16 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.errors import NonFiniteError, number_of
-from onnxq.formats import get_format
 from onnxq.formats.base import Floats
 from onnxq.methods import outliers
 from onnxq.methods.correct import aqer, low_rank
 from onnxq.methods.curvature import Curvature
-from onnxq.methods.grid import GridSpec, extremes, largest_of, square
+from onnxq.methods.grid import extremes, square
 from onnxq.methods.solution import Solution
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
-from onnxq.passes.form import grouping
+from onnxq.passes.form import grid_spec, grouping
 from onnxq.passes.plan import Decision, Plan
 from onnxq.recipes import NonFinitePolicy, QuantSpec
 
@@ -124,10 +123,7 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
         NonFiniteError: It holds NaN or Inf, and the policy is `error`.
     """
     weight, spec = item.weight, item.spec
-    group = grouping(weight, spec)
-    array = weight.read().reshape(group.matrix)
-    formats, largest = [get_format(name) for name in spec.format], largest_of(array.dtype)
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest, spec.salient or 0)
+    array, grid = weight.read().reshape(grouping(weight, spec).matrix), grid_spec(weight, spec)
     solver = SOLVERS[spec.method]
 
     def rounded(array: np.ndarray) -> Solution:
@@ -147,11 +143,11 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             return reason
         if curvature is None:
             found = rounded(array)
-        elif group.matrix[2] != 1:
+        elif array.shape[2] != 1:
             found = _aimed(array, curvature, rounded)
         else:
             # Rows are output channels here: seen as [1, K, C] they share one curvature.
-            found = _turned(_aimed(np.ascontiguousarray(_turn(array)), curvature, rounded))
+            found = _aimed(np.ascontiguousarray(_turn(array)), curvature, rounded).turned()
         return _unless_lost(found)
 
     try:
@@ -226,20 +222,8 @@ def as_matrix(array: np.ndarray) -> np.ndarray:
 
 
 def _turn(array: np.ndarray) -> np.ndarray:
-    """[A, K, 1] as [1, K, A], and back."""
+    """[A, K, 1] as [1, K, A]."""
     return array.transpose(2, 1, 0)
-
-
-def _turned(solution: Solution) -> Solution:
-    zero, sparse = solution.zero_point, solution.outliers
-    return replace(
-        solution,
-        codes=np.ascontiguousarray(_turn(solution.codes)),
-        scale=np.ascontiguousarray(_turn(solution.scale)),
-        zero_point=None if zero is None else np.ascontiguousarray(_turn(zero)),
-        outliers=None if sparse is None else sparse.turned(solution.codes.shape),
-        salient=None if solution.salient is None else solution.salient.turned(),
-    )
 
 
 def _clamped(array: np.ndarray) -> np.ndarray:

@@ -8,10 +8,10 @@ import onnx_ir as ir
 from onnxq.formats.tiled import TILED_VERSION, pack_tiled, tiled_columns, tiled_rows
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
+from onnxq.model.products import with_bias
 from onnxq.model.sites import Weight
-from onnxq.passes.edit import Editor, describe
-from onnxq.passes.finish import with_bias
-from onnxq.passes.insert import Attributes, Shelf, scales
+from onnxq.passes.edit import Attributes, Editor, describe
+from onnxq.passes.insert import Shelf, scales
 from onnxq.passes.sink import Sink
 
 # An operator, what it reads (but for the result of the one before), and its attributes.

@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from onnxq.errors import UsageError
 from onnxq.formats import Format, Integer, Minifloat, get_format
-from onnxq.recipes.spec import check_groups
+from onnxq.recipes.spec import check_groups, known_format
 
 ActivationGranularity = Literal["tensor", "channel", "token", "group"]
 _OF_ROWS = ("token", "group")
@@ -45,10 +44,7 @@ class ActivationSpec(BaseModel):
     @field_validator("format")
     @classmethod
     def _roundable(cls, name: str) -> str:
-        try:
-            kind = get_format(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        kind = known_format(name)
         if not is_roundable(kind):
             raise ValueError(
                 f"{name} cannot hold activations: take an integer, fp8_e4m3, fp8_e5m2, fp6_e3m2, fp6_e2m3 or fp4_e2m1"

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from onnxq.errors import UsageError
-from onnxq.formats import Integer, Minifloat, get_format
+from onnxq.formats import Integer, Minifloat
+from onnxq.recipes.spec import known_format
 
 Granularity = Literal["channel", "token", "smoothed"]
 _WORDS = {"channel": "per channel", "token": "per token", "smoothed": "per token, smoothed"}
@@ -29,10 +29,7 @@ class CachePart(BaseModel):
     @field_validator("format")
     @classmethod
     def _signed(cls, name: str) -> str:
-        try:
-            kind = get_format(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        kind = known_format(name)
         if not (isinstance(kind, Minifloat) or (isinstance(kind, Integer) and kind.signed)):
             raise ValueError(f"the cache takes signed integers and minifloats, not {name}")
         return name

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from onnxq.errors import UsageError
-from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Integer, get_format, get_scale_type
+from onnxq.formats import LEARNED_FORMATS, SCALE_TYPES, Format, Integer, get_format, get_scale_type
 
 BINARY = "binary"
 Granularity = Literal["tensor", "channel", "group"]
@@ -15,6 +15,14 @@ Method = Literal["rtn", "clip", "search", "hqq", "kmeans", "gptq", "erq", "pb-ll
 def as_list(value: object) -> object:
     """Let a recipe write one item where a list is meant."""
     return [value] if isinstance(value, str | float | int) else value
+
+
+def known_format(name: str) -> Format:
+    """The format of that name; a ValueError, which pydantic puts in its place, where there is none."""
+    try:
+        return get_format(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from None
 
 
 def check_groups(granularity: str, group_size: int | None) -> None:
@@ -58,11 +66,8 @@ class QuantSpec(BaseModel):
     @field_validator("format")
     @classmethod
     def _known_formats(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            for name in names:
-                get_format(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        for name in names:
+            known_format(name)
         return names
 
     @field_validator("scale")

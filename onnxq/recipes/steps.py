@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
-from onnxq.errors import UsageError
-from onnxq.formats import Minifloat, get_format
-from onnxq.recipes.spec import as_list
+from onnxq.formats import Minifloat
+from onnxq.recipes.spec import as_list, known_format
 
 SiteKind = Literal["norm", "value", "gate", "linear"]
 SITE_KINDS: tuple[SiteKind, ...] = ("norm", "value", "gate", "linear")
@@ -85,10 +84,7 @@ class Shift(Diagonal):
     @field_validator("format")
     @classmethod
     def _is_minifloat(cls, name: str) -> str:
-        try:
-            kind = get_format(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from None
+        kind = known_format(name)
         if not isinstance(kind, Minifloat):
             raise ValueError(f"{name} has no exponent to shift; give a minifloat, such as fp4_e2m1")
         return name

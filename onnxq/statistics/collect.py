@@ -44,7 +44,7 @@ def collect(
     wanted = merged(requests)
     later = [replace(each, kinds=(kind,)) for each in wanted for kind in LIMITS if kind in each.kinds]
     first = [replace(each, kinds=tuple(kind for kind in each.kinds if kind not in LIMITS)) for each in wanted]
-    groups = [*grouped(first, budget_bytes), *grouped(later, budget_bytes)]
+    groups = [group for part in (first, later) for group in grouped(part, lambda each: each.size_bytes, budget_bytes)]
     batches = calibration.batches(model)
     if batches.once and len(groups) > 1:
         raise DataError(

@@ -1,12 +1,14 @@
 """`Request`: what somebody wants to know about a tensor, and how many requests become few."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from onnxq.statistics.reductions import LIMITS, REDUCTIONS, Kind, Shape
 from onnxq.statistics.views import ALL, LAST, View
+
+T = TypeVar("T")
 
 
 class Key(NamedTuple):
@@ -85,15 +87,16 @@ def _parts(request: Request) -> Iterator[Request]:
         yield Request(request.tensor, 1, tuple(whole), ALL)
 
 
-def grouped(requests: Sequence[Request], budget_bytes: int) -> Iterator[list[Request]]:
-    """Requests whose answers fit the budget together; at least one at a time."""
-    group: list[Request] = []
-    size = 0
-    for request in requests:
-        if group and size + request.size_bytes > budget_bytes:
+def grouped(items: Iterable[T], size_bytes: Callable[[T], int], budget_bytes: int) -> Iterator[list[T]]:
+    """Groups of requests, or of what asks them, whose answers fit the budget together; at least one at a time."""
+    group: list[T] = []
+    left = budget_bytes
+    for item in items:
+        size = size_bytes(item)
+        if group and size > left:
             yield group
-            group, size = [], 0
-        group.append(request)
-        size += request.size_bytes
+            group, left = [], budget_bytes
+        group.append(item)
+        left -= size
     if group:
         yield group

@@ -5,7 +5,7 @@ import tempfile
 
 import numpy as np
 
-from onnxq.errors import OutputError
+from onnxq.model.replacing import output_errors
 from onnxq.statistics.requests import Key
 
 # Beyond it, large answers lie in a temporary file, which the system may write out.
@@ -39,8 +39,6 @@ class Shelf:
     def _room(self, shape: tuple[int, ...]) -> np.ndarray:
         if not self._in_files or 8 * math.prod(shape) < _LARGE_BYTES:
             return np.empty(shape, np.float64)
-        try:
-            with tempfile.TemporaryFile(prefix="onnxq-") as file:
-                return np.memmap(file, np.float64, "w+", shape=shape)
-        except OSError as error:
-            raise OutputError(f"cannot keep statistics in a temporary file: {error.strerror}") from error
+        failure = "cannot keep statistics in a temporary file"
+        with output_errors(failure), tempfile.TemporaryFile(prefix="onnxq-") as file:
+            return np.memmap(file, np.float64, "w+", shape=shape)

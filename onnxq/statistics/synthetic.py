@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from onnxq.errors import DataError
 from onnxq.model.constants import constant_tensor
-from onnxq.model.operators import DOMAIN, domain_of
+from onnxq.model.operators import DOMAIN, is_op
 from onnxq.runtime.inputs import Input, token_feed, token_input
 from onnxq.statistics.data import Array, Samples
 
@@ -80,10 +80,10 @@ def _channels(graph: ir.Graph, name: str) -> int | None:
     reached = [value for value in graph.inputs if value.name == name]
     for value in reached:
         for node in value.consumers():
-            weight = node.inputs[1] if domain_of(node) == "" and node.op_type == "Conv" else None
+            weight = node.inputs[1] if is_op(node, "Conv") else None
             if weight is not None and weight.shape is not None and isinstance(each := weight.shape[1], int):
                 return each * node.attributes.get_int("group", 1)
-            if domain_of(node) == DOMAIN or (domain_of(node) == "" and node.op_type in _KEEP_CHANNELS):
+            if node.domain == DOMAIN or is_op(node, *_KEEP_CHANNELS):
                 reached.extend(output for output in node.outputs if output not in reached)
     return None
 
@@ -140,9 +140,9 @@ def _bound(graph: ir.Graph, name: str) -> int | None:
     found = []
     for value in reached:
         for node, index in value.uses():
-            if domain_of(node) == "" and node.op_type in _PASS_ON and index == 0:
+            if is_op(node, *_PASS_ON) and index == 0:
                 reached.extend(output for output in node.outputs if output not in reached)
-            elif domain_of(node) == "" and node.op_type == "Gather" and index == 1 and node.inputs[0] is not None:
+            elif is_op(node, "Gather") and index == 1 and node.inputs[0] is not None:
                 table, axis = constant_tensor(node.inputs[0]), node.attributes.get("axis")
                 if table is not None:
                     found.append(int(table.shape.numpy()[axis.as_int() if axis is not None else 0]))

@@ -144,7 +144,8 @@ class Scope:
         node = self.makers.get(name)
         if node is None:
             return self.outer.value(name) if self.outer else None
-        if node.op_type not in VIEWS and node.op_type != "DequantizeLinear" and node.domain != "onnxq":
+        own = node.domain == "onnxq" and not node.op_type.startswith("Gather")
+        if node.op_type not in VIEWS and node.op_type != "DequantizeLinear" and not own:
             return None
         given = [self.value(each) if each else None for each in node.input]
         if given[0] is None:
@@ -154,7 +155,7 @@ class Scope:
         rest = [None if each is None else each[0] for each in given[1:]]
         if node.op_type == "DequantizeLinear":
             return self._dequantize_linear(first, rest, attributes), True
-        if node.domain == "onnxq":
+        if own:
             return self._dequantize_onnxq(node.op_type, first, rest, attributes), True
         return shown(node.op_type, first, rest, attributes), coded
 
@@ -201,6 +202,16 @@ class Scope:
         result = dequantize(units, rest[0], zero, attributes.get("axis", 0), attributes["block_size"])
         return result.astype(DTYPES[attributes["dtype"]])
 
+    def _rows(self, node: onnx.NodeProto, attributes: dict) -> np.ndarray:
+        """`Gather<suffix>`: a table of packed rows, scale[, zero points of a byte], of which some are looked up."""
+        suffix, shape = node.op_type.removeprefix("Gather"), tuple(attributes["shape"])
+        stream, scale, *zero = (self.value(each)[0] for each in node.input[:-1])
+        values = table(suffix.removesuffix("Asymmetric"))
+        bits = len(values).bit_length() - 1
+        units = values[codes_of(stream.astype(np.uint8).tobytes(), bits, int(np.prod(shape)))].reshape(shape)
+        zeros = values[zero[0].astype(np.uint8)] if zero else None
+        return dequantize(units, scale, zeros, 1, attributes["block_size"]).astype(DTYPES[attributes["dtype"]])
+
     def operand(self, node: onnx.NodeProto, index: int) -> np.ndarray | None:
         """The quantized weight that a node reads as input `index`, in the shape in which its plain form reads it."""
         attributes = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
@@ -214,6 +225,8 @@ class Scope:
             blocks = -(-k // attributes["block_size"])
             weight = (codes - 128) * scale.reshape(n, blocks, 1).astype(np.float32)
             return weight.reshape(n, -1)[:, :k].T.astype(scale.dtype)
+        if node.domain == "onnxq" and node.op_type.startswith("Gather"):
+            return self._rows(node, attributes) if index == 0 else None
         if node.domain == "onnxq" and node.op_type.startswith(("MatMul", "Linear")):
             if index != 1:
                 return None

@@ -331,7 +331,8 @@ def agree(recipe, names, dtype, oracle) -> None:
             onnx.checker.check_model(emitted, full_check=True)
             weights[target] = bits(oracle(model, emitted).weights)
         assert len(weights["ort"]) >= EXPECTED.get(name, 1)
-        assert weights["ort"] == weights["standard"], name
+        # The standard form of a tied weight keeps the transposition before the product, which counts as a reader.
+        assert weights["ort"].items() <= weights["standard"].items(), name
         assert weights["ort"] == weights["ort-int8"], name
         assert weights["ort"] == weights["native"], name
 

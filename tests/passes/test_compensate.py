@@ -75,6 +75,17 @@ def test_only_products_with_the_weight_on_the_right_are_compensated():
     assert "low_rank needs products x @ weight" in str(next(iter(plan)).reason)
 
 
+def test_readers_in_several_types_are_not_compensated():
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float16[n, 64] a, float[n, 64] x) => (float16[n, 48] y, float[n, 48] z) {
+        y = MatMul(a, w) c = Cast<to=1>(w) z = MatMul(x, c)
+    }"""
+    model = parser.parse_model(text)
+    model.graph.initializer.append(numpy_helper.from_array(WEIGHT.astype(np.float16), "w"))
+    plan, _ = make_plan(from_proto(model).ir, recipe("uint4", "rtn", 4), "ort")
+    assert "low_rank needs products x @ weight" in str(next(iter(plan)).reason)
+
+
 def test_a_run_layer_by_layer_keeps_them(tmp_path: Path):
     (tmp_path / "m.onnx").write_bytes(proto().SerializeToString())
     given = {"calibration": onnxq.Calibration(X, samples=None), "resume": tmp_path / "kept", "force": True}

@@ -15,7 +15,7 @@ from onnxq.formats import get_format
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.channels import Range, channel_grid, smoothing
 from onnxq.passes.cache.plan import GROUPED_BITS, PAST, CachePlan, CacheTensor
-from onnxq.passes.edit import Editor
+from onnxq.passes.edit import Attributes, Editor
 from onnxq.statistics.statistics import Statistics
 from onnxq.statistics.views import HEADS
 
@@ -161,6 +161,6 @@ class _Rewrite:
         operator: tuple[str, str],
         inputs: Sequence[ir.Value | None],
         name: str,
-        attributes: dict[str, int | list[int]] | None = None,
+        attributes: Attributes | None = None,
     ) -> ir.Value:
         return self.editor.before(self.concat, operator, inputs, attributes or {}, ir.Value(name=name))

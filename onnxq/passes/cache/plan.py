@@ -12,8 +12,7 @@ from onnxq.formats import get_format
 from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
 from onnxq.model.load import Model
-from onnxq.model.operators import domain_of
-from onnxq.passes.fusion import is_op
+from onnxq.model.operators import is_op
 from onnxq.recipes import CachePart, CacheSpec
 from onnxq.runtime.cache import Carried, carried
 from onnxq.statistics.cache import collected, load_statistics
@@ -151,11 +150,11 @@ def _obstacle(node: ir.Node | None, past: ir.Value, tensor: Carried) -> str | No
             "an If chooses the present: in a merged decoder one graph reads prompts and another the tokens after them; "
             "export it as one graph (onnxq export)"
         )
-    joins = node is not None and is_op(node, "Concat") and node.attributes["axis"].as_int() in (2, -2)
+    joins = is_op(node, "Concat") and node.attributes["axis"].as_int() in (2, -2)
     if node is None or not joins or len(node.inputs) != 2 or node.inputs[0] is not past:
         return "the present is no Concat of the past and the new tokens"
     for reader, _ in past.uses():
-        if reader is not node and (domain_of(reader), reader.op_type) != ("", "Shape"):
+        if reader is not node and not is_op(reader, "Shape"):
             return f"its past is also read by {reader.op_type} '{reader.name}'"
     size = tensor.shape(1, 0)[3]
     if size % 8:

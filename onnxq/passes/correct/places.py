@@ -6,16 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.model.constants import constant_array, constant_shape
 from onnxq.model.load import Model
-from onnxq.model.operators import domain_of, operator_name
+from onnxq.model.operators import is_op, operator_name
 from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
+from onnxq.model.products import is_unscaled, with_bias
 from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Site
-from onnxq.passes.constants import constant_array, constant_shape, give_operand
+from onnxq.passes.constants import give_operand
 from onnxq.passes.edit import Editor, add_behind, drop_unused, take_back
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.equalize.walk import Products, Scaled
-from onnxq.passes.finish import with_bias
 from onnxq.passes.sink import Memory
 from onnxq.passes.solving import Work
 from onnxq.passes.step import Change, Refusal
@@ -120,25 +121,20 @@ def _place(site: Site, columns: int) -> tuple[ir.Node, int | None]:
         Refusal: None can be added.
     """
     node = site.node
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm", "Conv") or site.index != 1:
+    if not is_op(node, "MatMul", "Gemm", "Conv") or site.index != 1:
         raise Refusal(f"{node.op_type} takes no bias for each column of a weight")
     if node.op_type == "MatMul":
         place, bias = with_bias(node, columns)
         if bias is not None and constant_shape(bias) is not None:
             return place, list(place.inputs).index(bias)
         return node, None
-    if node.op_type == "Gemm" and not all(_is_one(node, name) for name in ("alpha", "beta")):
+    if node.op_type == "Gemm" and not is_unscaled(node):
         raise Refusal("a Gemm that scales")
     if len(node.inputs) < 3 or node.inputs[2] is None:
         return node, None
     if constant_shape(node.inputs[2]) != (columns,):
         raise Refusal("its bias is not a constant vector")
     return node, 2
-
-
-def _is_one(node: ir.Node, name: str) -> bool:
-    attribute = node.attributes.get(name)
-    return attribute is None or (not attribute.is_ref() and attribute.as_float() == 1)
 
 
 @dataclass(frozen=True)

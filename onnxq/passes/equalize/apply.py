@@ -1,6 +1,6 @@
 """`equalize`: one step of a recipe on all activations of a model."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ from onnxq.model.load import Model
 from onnxq.model.shapes import infer_shapes
 from onnxq.model.sites import Weight
 from onnxq.passes.equalize.fold import Folding
-from onnxq.passes.equalize.formulas import Formula, Seen, formula_of
+from onnxq.passes.equalize.formulas import Seen, formula_of
 from onnxq.passes.equalize.places import Place, find_places, products_of
 from onnxq.passes.step import Change, Context, Refusal, rewritten
 from onnxq.recipes import ActivationSpec, QuantSpec
+from onnxq.statistics.requests import grouped
 from onnxq.statistics.statistics import Statistics
 
 # Of answers that are held at a time, in float32: four inputs of 11,008 channels, or sixteen of 4096, with their X'X.
@@ -42,26 +43,17 @@ def equalize(model: Model, step: Any, context: Context) -> tuple[Model, list[Cha
     places = find_places(products, _wanted(weights, specs, context), kinds=step.sites, insert=step.insert)
     solved = {node: spec for node, (weight, _) in products.items() if (spec := specs.get(weight.name)) is not None}
     folding, changes = Folding(products), []
-    for group in _grouped(places, formula_of(step)):
-        requests = [place.request(*formula_of(step).kinds) for place in group if place.walk is not None]
+    kinds = formula_of(step).kinds
+
+    def size_bytes(place: Place) -> int:
+        return 0 if place.walk is None else place.request(*kinds).size_bytes
+
+    # Each group takes a pass over the data.
+    for group in grouped(places, size_bytes, BUDGET_BYTES):
+        requests = [place.request(*kinds) for place in group if place.walk is not None]
         statistics = context.statistics(model, requests, step.describe()) if requests else Statistics({})
         changes += [_scaled(place, step, Seen(place, statistics, folding, solved)) for place in group]
     return rewritten(model, folding.write, context.folder), changes
-
-
-def _grouped(places: Sequence[Place], formula: Formula) -> Iterator[list[Place]]:
-    """Places about which answers fit the budget together; each group takes a pass over the data."""
-    group: list[Place] = []
-    size = 0
-    for place in places:
-        needed = 0 if place.walk is None else place.request(*formula.kinds).size_bytes
-        if group and size + needed > BUDGET_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(place)
-        size += needed
-    if group:
-        yield group
 
 
 def _scaled(place: Place, step: Any, seen: Seen) -> Change:

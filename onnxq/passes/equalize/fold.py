@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.model.constants import constant_array
 from onnxq.model.load import Model
 from onnxq.model.opset import INITIALIZER_IR_VERSION, raise_to
 from onnxq.model.save import Staging
 from onnxq.model.sites import Site, Weight
-from onnxq.passes.constants import constant_array, give_operand, position, store_weight
-from onnxq.passes.edit import Editor
+from onnxq.passes.constants import add_constant, give_operand, store_weight
+from onnxq.passes.edit import Editor, earliest
 from onnxq.passes.equalize.labels import Labels
 from onnxq.passes.equalize.places import Place
 from onnxq.passes.equalize.walk import Products
@@ -140,14 +141,12 @@ def _readers(place: Place, products: Products) -> list[tuple[ir.Node, int]]:
 def _insert_mul(place: Place, factors: Labels, products: Products, editor: Editor, staging: Staging) -> None:
     """One Mul for all products that read an activation."""
     readers = _readers(place, products)
-    first = min((node for node, _ in readers), key=position)
+    first = earliest(node for node, _ in readers)
     dtype = place.value.dtype or ir.DataType.FLOAT
     shape = (-1,) if place.axis == -1 else (-1, *(1,) * _behind(place, products))
-    array = np.ascontiguousarray(factors.astype(dtype.numpy()).reshape(shape))
-    tensor = staging.append(editor.fresh(f"{place.name}_scale"), dtype, array.shape, [array])
-    made = editor.before(
-        first, ("", "Mul"), [place.value, editor.constant(tensor, place.value)], {}, _named(place, "scaled")
-    )
+    array = factors.astype(dtype.numpy()).reshape(shape)
+    constant = add_constant(f"{place.name}_scale", array, place.value, editor, staging)
+    made = editor.before(first, ("", "Mul"), [place.value, constant], {}, _named(place, "scaled"))
     for node, index in readers:
         node.replace_input_with(index, made)
 
@@ -163,16 +162,14 @@ def _behind(place: Place, products: Products) -> int:
 def _insert_picks(place: Place, picked: Picked, products: Products, editor: Editor, staging: Staging) -> None:
     """A Gather of the channels that are kept, and sums of those that are merged."""
     readers = [(node, 1 - products[node][1].index) for node in (place.walk.rows if place.walk else ())]
-    first = min((node for node, _ in readers), key=position)
+    first = earliest(node for node, _ in readers)
     # Behind a Mul that was inserted before.
     value = readers[0][0].inputs[readers[0][1]]
 
     def gather(indices: np.ndarray, what: str) -> ir.Value:
-        array = np.ascontiguousarray(indices.astype(np.int64))
-        name = editor.fresh(f"{place.name}_{what}_channels")
-        tensor = staging.append(name, ir.DataType.INT64, array.shape, [array])
-        inputs = [value, editor.constant(tensor, place.value)]
-        return editor.before(first, ("", "Gather"), inputs, {"axis": -1}, _named(place, what))
+        name = f"{place.name}_{what}_channels"
+        constant = add_constant(name, indices.astype(np.int64), place.value, editor, staging)
+        return editor.before(first, ("", "Gather"), [value, constant], {"axis": -1}, _named(place, what))
 
     made = gather(picked.kept, "kept")
     if len(picked.merged):

@@ -11,11 +11,10 @@ from onnxq.formats import Minifloat, get_format
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.equalize import aweq, awq, disassemble, shift, smooth
 from onnxq.methods.equalize.ties import tied
-from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve import rtn
 from onnxq.passes.equalize.fold import Folding, Picked
 from onnxq.passes.equalize.places import Place
-from onnxq.passes.form import grouping
+from onnxq.passes.form import grid_spec
 from onnxq.passes.step import Refusal
 from onnxq.recipes import Aweq, Awq, Disassemble, QuantSpec, Shift, Smooth
 from onnxq.statistics.reductions import Kind
@@ -146,10 +145,7 @@ def _awq(_step: Awq, seen: Seen) -> Found:
 
 def _rounding(seen: Seen, node: ir.Node) -> Callable[[np.ndarray], np.ndarray]:
     """Rounding to nearest as the recipe will do it, for a weight [K, C]."""
-    weight, spec = seen.folding.product(node)[0], seen.specs[node]
-    group = grouping(weight, spec)
-    formats = [get_format(name) for name in spec.format]
-    grid = GridSpec(formats, group.block, group.scale_type, spec.symmetric, largest_of(weight.dtype.numpy()))
+    grid = grid_spec(seen.folding.product(node)[0], seen.specs[node])
     return lambda array: rtn.solve(array[None], grid).decode()[0]
 
 

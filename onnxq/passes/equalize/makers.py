@@ -1,17 +1,17 @@
 """How the makers of a value scale its channels: what each operator asks of its inputs so that its output is scaled."""
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model.constants import constant_ints
+from onnxq.model.constants import constant_ints, constant_shape
 from onnxq.model.operators import MICROSOFT, domain_of, operator_name
 from onnxq.passes.equalize.labels import Labels, dims_of, padded, reshaped
 from onnxq.passes.equalize.nodes import (
     PARTS,
     check_product,
-    constant_operand,
     int_of,
     is_convolution,
     is_homogeneous,
@@ -137,9 +137,9 @@ def _transposed(walk: Walk, node: ir.Node, labels: Labels) -> None:
 
 def _factor(walk: Walk, node: ir.Node, labels: Labels) -> None:
     """One of two factors: a constant one where it has a number a channel, else the first that can be scaled."""
-    constants = [constant_operand(each) for each in node.inputs]
-    for index, tensor in enumerate(constants):
-        if tensor is not None and tensor.size > 1:
+    constants = [constant_shape(each) for each in node.inputs]
+    for index, shape in enumerate(constants):
+        if shape is not None and math.prod(shape) > 1:
             walk.operand(node, index, labels)
             return
     if node.inputs[0] is node.inputs[1]:
@@ -161,8 +161,8 @@ def _factor(walk: Walk, node: ir.Node, labels: Labels) -> None:
 
 
 def _quotient(walk: Walk, node: ir.Node, labels: Labels) -> None:
-    below = constant_operand(node.inputs[1])
-    if below is not None and below.size > 1:
+    below = constant_shape(node.inputs[1])
+    if below is not None and math.prod(below) > 1:
         walk.operand(node, 1, labels, divided=True)
     else:
         walk.operand(node, 0, labels)

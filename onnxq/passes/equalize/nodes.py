@@ -5,8 +5,8 @@ from itertools import pairwise
 import numpy as np
 import onnx_ir as ir
 
-from onnxq.model.constants import FLOAT_TYPES, constant_ints, constant_tensor, trace, views
-from onnxq.model.operators import domain_of
+from onnxq.model.constants import FLOAT_TYPES, constant_ints
+from onnxq.model.operators import is_op
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.equalize.labels import Part, dims_of
 from onnxq.passes.step import Refusal
@@ -63,23 +63,14 @@ def parts(node: ir.Node) -> dict[int, Part]:
 
 def is_view(node: ir.Node) -> bool:
     """Whether a node shows the same elements in another shape, without moving any."""
-    return domain_of(node) == "" and node.op_type in _VIEWS
+    return is_op(node, *_VIEWS)
 
 
 def is_homogeneous(node: ir.Node) -> bool:
     """Whether positive factors of single elements pass through a node of one input."""
-    if domain_of(node) != "" or node.op_type not in _HOMOGENEOUS:
+    if not is_op(node, *_HOMOGENEOUS):
         return False
     return node.op_type != "Cast" or ir.DataType(int_of(node, "to")) in (*FLOAT_TYPES, ir.DataType.DOUBLE)
-
-
-def constant_operand(value: ir.Value | None) -> ir.TensorProtocol | None:
-    """The tensor under an operand that is constant; its views do not matter."""
-    if value is None or value.is_graph_input():
-        return None
-    source, chain = trace(value)
-    tensor = constant_tensor(source)
-    return None if tensor is None or source.is_graph_input() or views(tensor, chain) is None else tensor
 
 
 def perm_of(node: ir.Node) -> list[int]:

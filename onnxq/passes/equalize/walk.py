@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_ir as ir
 
+from onnxq.model.constants import constant_shape
 from onnxq.model.operators import domain_of, operator_name
 from onnxq.model.sites import Site, Weight
 from onnxq.passes.calibrate import channel_axis
@@ -19,7 +20,6 @@ from onnxq.passes.equalize.labels import Labels, dims_of, padded, reshaped
 from onnxq.passes.equalize.nodes import (
     PARTS,
     check_product,
-    constant_operand,
     is_convolution,
     is_homogeneous,
     is_view,
@@ -159,7 +159,7 @@ class Walk:
         value = node.inputs[index]
         if value is None:
             raise Refusal(f"{operator_name(node)} '{node.name}' lacks input {index}")
-        if constant_operand(value) is not None:
+        if constant_shape(value) is not None:
             self.constants.append(Scaled(node, index, labels, divided))
             return
         self.covered.add((node, index))

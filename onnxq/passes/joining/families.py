@@ -6,9 +6,8 @@ from itertools import permutations
 
 import onnx_ir as ir
 
-from onnxq.model.operators import MICROSOFT
+from onnxq.model.operators import MICROSOFT, is_op
 from onnxq.model.sites import Weight
-from onnxq.passes.fusion import is_op
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,11 @@ def _gate_and_up(node: ir.Node) -> tuple[ir.Value, ...]:
     """Of a `Mul` that is (gate * Sigmoid(gate)) * up the two, where nothing else reads them or what is between."""
     for silu, up in permutations(node.inputs) if is_op(node, "Mul") else ():
         inner = None if silu is None else silu.producer()
-        if silu is None or up is None or inner is None or not is_op(inner, "Mul") or not _has_readers(silu, 1):
+        if silu is None or up is None or not is_op(inner, "Mul") or not _has_readers(silu, 1):
             continue
         for gate, opened in permutations(inner.inputs):
             sigmoid = None if opened is None else opened.producer()
-            if gate is None or opened is None or sigmoid is None or not is_op(sigmoid, "Sigmoid"):
+            if gate is None or opened is None or not is_op(sigmoid, "Sigmoid"):
                 continue
             if (
                 sigmoid.inputs[0] is gate
@@ -79,7 +78,7 @@ def _has_readers(value: ir.Value, count: int) -> bool:
 def _product(value: ir.Value) -> ir.Node | None:
     """The product that makes a value, perhaps with a bias added behind it."""
     node = value.producer()
-    if is_op(node, "Add") and node is not None:
+    if is_op(node, "Add"):
         makers = [each.producer() for each in node.inputs if each is not None]
         node = next((each for each in makers if is_op(each, "MatMul")), None)
     return node if is_op(node, "MatMul", "Gemm") else None

@@ -3,14 +3,14 @@
 import re
 from collections.abc import Sequence
 
-import numpy as np
 import onnx_ir as ir
 
 from onnxq.formats.tiled import UNIT_N
 from onnxq.functions import DOMAIN
 from onnxq.model.constants import constant_tensor
 from onnxq.model.labels import together, together_module
-from onnxq.passes.edit import Editor, describe, drop_unused
+from onnxq.passes.constants import add_constant
+from onnxq.passes.edit import Attributes, Editor, describe, drop_unused
 from onnxq.passes.joining.columns import side_by_side
 from onnxq.passes.joining.families import Family
 from onnxq.passes.sink import Sink
@@ -47,8 +47,10 @@ def join(editor: Editor, family: Family, sink: Sink) -> str | None:
     text = "\n".join(filter(None, (node.doc_string for node in products)))
     constants = [_constant(editor, family, *each, sink) for each in zip(operands, sources, strict=True)]
     inputs, columns = [first.inputs[0], *constants], sum(_columns(node) for node in products)
-    attributes: dict[str, int | list[int]] = {each: first.attributes[each].as_int() for each in _ALIKE}
-    attributes["shape"] = [first.attributes["shape"].as_ints()[0], columns]
+    attributes: Attributes = {
+        **{each: first.attributes[each].as_int() for each in _ALIKE},
+        "shape": [first.attributes["shape"].as_ints()[0], columns],
+    }
     if family.is_gated:
         node = family.end
         editor.replace(node, (DOMAIN, f"SwiGLU{operator[2]}"), inputs, attributes)
@@ -105,9 +107,8 @@ def _constant(
     # Of three axes are codes, whose first one is strips; else the last one is columns.
     axis, strip = (0, 1) if arrays[0].ndim == 3 else (arrays[0].ndim - 1, UNIT_N)
     joined = side_by_side(arrays, axis=axis, strip=strip, in_turn=family.is_gated)
-    chunk = np.ascontiguousarray(joined).reshape(-1).view(np.uint8)
-    name = editor.fresh(together([each.name or "" for each in parts]))
-    constant = editor.constant(sink.append(name, parts[0].dtype, joined.shape, [chunk]), family.end.outputs[0])
+    name = together([each.name or "" for each in parts])
+    constant = add_constant(name, joined, family.end.outputs[0], editor, sink)
     scaling = _scaling(values[0])
     if scaling is None:
         return constant

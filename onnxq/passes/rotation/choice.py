@@ -9,8 +9,7 @@ import numpy as np
 
 from onnxq.methods.equalize.choose import Cost, Rounding, choose, output_error
 from onnxq.methods.equalize.rotation import Rotation
-from onnxq.passes.constants import constant_array
-from onnxq.passes.rotation.fold import Folding, Turns, rotated_weight
+from onnxq.passes.rotation.fold import Folding, Turns, numbers_of, rotated_weight
 from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm
 
@@ -93,8 +92,8 @@ def _rotated_rows(rows: np.ndarray, norm: Norm | None, turn: Rotation | None) ->
     made = rows.astype(np.float64)
     if norm is not None:
         if norm.shift is not None:
-            made = made - constant_array(norm.shift[0].inputs[norm.shift[1]]).reshape(-1)
-        scale = constant_array(norm.scale[0].inputs[norm.scale[1]]).astype(np.float64).reshape(-1)
+            made = made - numbers_of(norm.shift)
+        scale = numbers_of(norm.scale)
         # What a norm multiplies by zero cannot be had back.
         made = np.divide(made, scale, out=np.zeros_like(made), where=scale != 0)
     return turn.apply(made).astype(np.float32)

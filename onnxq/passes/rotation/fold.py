@@ -8,10 +8,11 @@ import onnx_ir as ir
 
 from onnxq.functions import DOMAIN
 from onnxq.methods.equalize.rotation import Rotation
+from onnxq.model.constants import constant_array, constant_shape
+from onnxq.model.operators import is_op
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import constant_array, constant_shape, give_operand, position, store_weight
-from onnxq.passes.edit import Editor
-from onnxq.passes.fusion import is_op
+from onnxq.passes.constants import add_constant, give_operand, store_weight
+from onnxq.passes.edit import Editor, add_behind, earliest
 from onnxq.passes.rotation.linear import Linear
 from onnxq.passes.rotation.norm import Norm, Operand
 from onnxq.passes.rotation.places import Heads
@@ -109,7 +110,7 @@ class _Writing:
             added = constant_array(bias[0].inputs[bias[1]]).astype(np.float64)
             added = np.array(np.broadcast_to(added, (*added.shape[:-1], made.shape[1])))
         if turns.norm is not None and turns.norm.shift is not None:
-            shifted = _flat(turns.norm.shift) @ linear.weight.read().astype(np.float64)
+            shifted = numbers_of(turns.norm.shift) @ linear.weight.read().astype(np.float64)
             added = shifted if added is None else added + shifted
         if added is not None:
             _turn_columns(added, turns)
@@ -140,8 +141,9 @@ class _Writing:
             for which, side in (("left", turn.left.T), ("right", turn.right))
         ]
         result = ir.Value(name=f"{value.name}_rotated", type=ir.TensorType(dtype), shape=value.shape)
-        first = min((node for node, _ in readers), key=position)
-        made = self._editor.before(first, (DOMAIN, "Hadamard"), [value, *sides], {}, result)
+        made = self._editor.before(
+            earliest(node for node, _ in readers), (DOMAIN, "Hadamard"), [value, *sides], {}, result
+        )
         for node, at in readers:
             node.replace_input_with(at, made)
 
@@ -166,30 +168,18 @@ class _Writing:
         if is_op(linear.node, "Gemm"):
             linear.node.resize_inputs(3)
             linear.node.replace_input_with(2, constant)
-            return
-        y, users, graph = linear.y, list(linear.y.uses()), linear.node.graph
-        node = ir.Node("", "Add", [y, constant], num_outputs=1, name=self._editor.fresh(f"{y.name}_biased"))
-        made = node.outputs[0]
-        made.name, made.type, made.shape = node.name, y.type, y.shape
-        linear.node.append(node)
-        for each, at in users:
-            each.replace_input_with(at, made)
-        if isinstance(graph, ir.Graph) and y.is_graph_output():
-            y.name, made.name = made.name, y.name
-            graph.outputs[list(graph.outputs).index(y)] = made
+        else:
+            add_behind(self._editor, linear.y, constant)
 
     def _constant(self, name: str, array: np.ndarray, dtype: np.dtype[np.generic], owner: ir.Value) -> ir.Value:
-        stored = np.ascontiguousarray(array.astype(dtype))
-        kind = ir.DataType.from_numpy(stored.dtype)
-        tensor = self._sink.append(self._editor.fresh(name), kind, stored.shape, [stored])
-        return self._editor.constant(tensor, owner)
+        return add_constant(name, array.astype(dtype), owner, self._editor, self._sink)
 
 
 def rotated_weight(linear: Linear, turns: Turns) -> np.ndarray:
     """The weight of a linear with everything that happens around it, float64 [K, N]."""
     made = linear.weight.read().astype(np.float64)
     if turns.norm is not None:
-        made *= _flat(turns.norm.scale)[:, None]
+        made *= numbers_of(turns.norm.scale)[:, None]
     if turns.x is not None:
         made = turns.x.apply(made, axis=0)
     _turn_columns(made, turns)
@@ -201,7 +191,8 @@ def _turn_columns(array: np.ndarray, turns: Turns) -> None:
         array[..., first:last] = turn.apply(array[..., first:last])
 
 
-def _flat(operand: Operand) -> np.ndarray:
+def numbers_of(operand: Operand) -> np.ndarray:
+    """A constant with a number for each channel, float64 [channels]."""
     return constant_array(operand[0].inputs[operand[1]]).astype(np.float64).reshape(-1)
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.constants import FLOAT_TYPES, constant_ints
-from onnxq.model.operators import domain_of, is_set
+from onnxq.model.constants import FLOAT_TYPES, constant_ints, constant_shape
+from onnxq.model.operators import domain_of, is_op, is_set
+from onnxq.model.products import is_unscaled
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import constant_shape
 
 _UNCHANGED = ("Identity", "Dropout")
 
@@ -53,10 +53,7 @@ def find_linears(graph: ir.Graph, weights: Iterable[Weight]) -> dict[ir.Node, Li
 
 
 def _is_plain(node: ir.Node) -> bool:
-    if domain_of(node) != "" or node.op_type not in ("MatMul", "Gemm"):
-        return False
-    factors = [node.attributes.get(name) for name in ("alpha", "beta")]
-    return is_set(node, "transA") is False and all(each is None or each.value == 1 for each in factors)
+    return is_op(node, "MatMul", "Gemm") and is_unscaled(node) and is_set(node, "transA") is False
 
 
 def is_constant_row(value: ir.Value | None) -> bool:
@@ -86,11 +83,9 @@ def keeps_rows(node: ir.Node, shapes: Shapes, width: int) -> bool:
         case "Unsqueeze":
             axes, after = constant_ints(node.inputs[1]), shapes.of(node.outputs[0])
             return after is not None and axes is not None and all(axis % len(after) != len(after) - 1 for axis in axes)
-        case "Squeeze":
-            axes = constant_ints(node.inputs[1]) if len(node.inputs) > 1 else None
-            return dims is not None and axes is not None and _not_last(axes, dims)
-        case "Slice":
-            axes = constant_ints(node.inputs[3]) if len(node.inputs) > 3 else None
+        case "Squeeze" | "Slice":
+            at = 1 if node.op_type == "Squeeze" else 3
+            axes = constant_ints(node.inputs[at]) if len(node.inputs) > at else None
             return dims is not None and axes is not None and _not_last(axes, dims)
         case "Gather":
             axis = node.attributes.get("axis")

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from onnxq.model.constants import constant_ints
+from onnxq.model.constants import constant_array, constant_ints, constant_shape
+from onnxq.model.operators import is_op
 from onnxq.model.shapes import Shapes
-from onnxq.passes.constants import constant_array, constant_shape
-from onnxq.passes.fusion import is_op
 from onnxq.passes.rotation.linear import keeps_rows
 
 Operand = tuple[ir.Node, int]

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from onnxq.model.operators import MICROSOFT, domain_of, operator_name
+from onnxq.model.operators import MICROSOFT, domain_of, is_op, operator_name
 from onnxq.model.shapes import Shapes
-from onnxq.passes.fusion import is_op
 from onnxq.passes.rotation.linear import Linear, is_constant_row, keeps_rows
 from onnxq.passes.rotation.stream import Refused, Stream
 
@@ -54,9 +53,9 @@ def _attention_before(output: Linear) -> ir.Node | None:
     node = output.x.producer()
     if not is_op(node, "Reshape"):
         return None
-    while node is not None and is_op(node, "Reshape") and node.inputs[0] is not None:
+    while is_op(node, "Reshape") and node.inputs[0] is not None:
         node = node.inputs[0].producer()
-    if not is_op(node, "Transpose") or node is None or node.inputs[0] is None:
+    if not is_op(node, "Transpose") or node.inputs[0] is None:
         return None
     perm = node.attributes.get("perm")
     node = node.inputs[0].producer()

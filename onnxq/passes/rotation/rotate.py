@@ -1,5 +1,6 @@
 """The step `rotate`: rotations in the residual stream, within attention heads, and in front of products."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -7,7 +8,6 @@ import numpy as np
 from onnxq.formats import get_format
 from onnxq.methods.equalize.choose import Rounding
 from onnxq.methods.equalize.rotation import padded_size, rotation
-from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.ranges import round_to, scale_of
 from onnxq.methods.solve import rtn
 from onnxq.model.load import Model
@@ -16,7 +16,7 @@ from onnxq.model.save import Staging
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.finish import finish
-from onnxq.passes.form import grouping
+from onnxq.passes.form import grid_spec
 from onnxq.passes.rotation.choice import Place, Roundings, choose_places, costs_of
 from onnxq.passes.rotation.fold import Folding
 from onnxq.passes.rotation.linear import Linear, find_linears
@@ -174,8 +174,9 @@ def _round_rows(spec: ActivationSpec, rows: np.ndarray) -> np.ndarray:
 
 
 def _round_weight(weight: Weight, spec: QuantSpec, array: np.ndarray) -> np.ndarray:
-    group, formats = grouping(weight, spec), [get_format(name) for name in spec.format]
-    block = len(array) if spec.granularity == "channel" else group.block
-    grid = GridSpec(formats, block, group.scale_type, spec.symmetric, largest_of(weight.dtype.numpy()))
+    grid = grid_spec(weight, spec)
+    if spec.granularity == "channel":
+        # Filled up, a column is longer than that of the weight.
+        grid = replace(grid, block=len(array))
     decoded: np.ndarray = rtn.solve(array[None], grid).decode()[0]
     return decoded

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from onnxq.model.operators import operator_name
+from onnxq.model.constants import constant_shape
+from onnxq.model.operators import is_op, operator_name
 from onnxq.model.shapes import Shapes
 from onnxq.model.sites import Weight
-from onnxq.passes.constants import constant_shape
-from onnxq.passes.fusion import is_op
 from onnxq.passes.rotation.linear import Linear, keeps_rows
 from onnxq.passes.rotation.norm import FUSED, Form, Kind, Norm, Operand, behind, squares
 
@@ -180,7 +179,7 @@ def _is_norm(node: ir.Node | None) -> bool:
     """Whether a node ends a norm: fused, or a scale or shift of each channel."""
     if is_op(node, *FUSED):
         return True
-    return node is not None and is_op(node, "Mul", "Add") and any(constant_shape(each) for each in node.inputs)
+    return is_op(node, "Mul", "Add") and any(constant_shape(each) for each in node.inputs)
 
 
 class _Walk:

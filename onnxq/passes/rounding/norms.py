@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 
 from onnxq.model.constants import FLOAT_TYPES
+from onnxq.model.operators import is_op
 from onnxq.passes.edit import Editor, drop_unused
-from onnxq.passes.fusion import is_op
 from onnxq.passes.sink import Sink
 
 # Of BatchNormalization (ONNX opset 15).

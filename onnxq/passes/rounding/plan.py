@@ -9,11 +9,10 @@ import onnx_ir as ir
 
 from onnxq.errors import number_of
 from onnxq.model.constants import constant_tensor, trace, view_shape
-from onnxq.model.operators import operator_name
+from onnxq.model.operators import is_op, operator_name
 from onnxq.model.opset import obstacle_to
 from onnxq.model.sites import Site, Weight, find_weights
 from onnxq.passes.calibrate import channel_axis
-from onnxq.passes.fusion import is_op
 from onnxq.passes.selection import Selection
 from onnxq.passes.target import Target, activation_versions
 from onnxq.recipes import ActivationSpec, QuantSpec, Recipe

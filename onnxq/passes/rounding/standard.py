@@ -44,7 +44,7 @@ def _replace(editor: Editor, node: ir.Node, kind: Format) -> None:
     editor.replace(node, ("", "DequantizeLinear"), [quantized, *read[1:]], attributes | {"output_dtype": dtype})
 
 
-def _placed(scale: ir.Value, x: ir.Value) -> tuple[ir.Value, dict[str, int | list[int]]] | None:
+def _placed(scale: ir.Value, x: ir.Value) -> tuple[ir.Value, dict[str, int]] | None:
     """Scales as a pair reads them and the attributes that say where they lie; None where that cannot be said."""
     maker = scale.producer()
     if maker is None:
