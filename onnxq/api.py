@@ -16,7 +16,7 @@ from onnxq.model.temporary import temporary_folder
 from onnxq.passes.calibrate import all_requests, requests
 from onnxq.passes.conversion import Conversion, Progress
 from onnxq.passes.convert import convert
-from onnxq.passes.plan import Plan, make_plan
+from onnxq.passes.plan import make_plan
 from onnxq.passes.record import Recorder
 from onnxq.passes.rounding import plan_activations
 from onnxq.passes.selection import Selection
@@ -125,8 +125,7 @@ def quantize(
             # A copy needs no graph, so it also keeps what the graph library would lose.
             source = guard(model)
             written = staging.commit_copy(source)
-            copied = compose.planned(source, Plan(asked.recipe.name, asked.target, ()), None, asked.recipe, started)
-            return compose.written(copied, written, source.size_bytes)
+            return compose.written(compose.copied(source, asked, started), written, source.size_bytes)
         recorder = Recorder()
         with recorder.during("read"):
             loaded = load(model)

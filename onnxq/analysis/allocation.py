@@ -82,7 +82,7 @@ def allocate(
         data: What variants are judged on: token ids, or named arrays.
         bits: The budget, for each element of the weights that some recipe quantizes, on average, with scales and zero
             points.
-        size_bytes: The budget, of the file with its external data; instead of `bits`.
+        size_bytes: The budget, of the file with its external data, with the target `ort`; instead of `bits`.
         formats: To choose among: formats with their groups, such as `int3-g64`, presets, YAML files or recipes; from
             the one with the fewest bits up.
         method: In place of the methods that the recipes name; None keeps those.
@@ -100,7 +100,7 @@ def allocate(
         RecipeError, ModelError, UnsafeModelError, DataError, NonFiniteError, SessionError: As `sensitivity`.
     """
     if (bits is None) == (size_bytes is None):
-        raise UsageError("give a budget: either bits for each element of the weights, or the size of the file")
+        raise UsageError("give a budget: either bits for each element (--bits), or the size of the file (--size)")
     if bits is not None and not math.isfinite(bits):
         raise UsageError(f"bits is {bits}; a budget is a number of bits for each element, such as 4.5")
     loaded = model if isinstance(model, Model) else load(model)
@@ -191,20 +191,26 @@ def _check_budget(model: Model, lab: Laboratory, bits: float | None, size_bytes:
     budget = _budget(model, weights, len(lab.recipes), bits, size_bytes)
     cheapest = sum(min(plan.decisions[at].planned_bytes for plan in lab.plans) for at in concerned)
     if budget < cheapest:
-        raise _too_small(budget, cheapest, sum(weight.size for weight in weights))
+        least = None if size_bytes is None else cheapest + _other_bytes(model, weights, len(lab.recipes))
+        raise _too_small(budget, cheapest, sum(weight.size for weight in weights), least)
 
 
 def _budget(model: Model, weights: Sequence[Weight], formats: int, bits: float | None, size_bytes: int | None) -> int:
     """Bytes for some weights, from bits for each element or from what a size of the file leaves for them."""
     if bits is not None:
         return int(bits * sum(weight.size for weight in weights) / 8)
+    return max(0, (size_bytes or 0) - _other_bytes(model, weights, formats))
+
+
+def _other_bytes(model: Model, weights: Sequence[Weight], formats: int) -> int:
+    """What a file will hold beside the codes and scales of some weights."""
     before = sum(weight.size_bytes for weight in weights)
-    added = _FUNCTION_BYTES * formats + _NODE_BYTES * len(weights)
-    return max(0, (size_bytes or 0) - (model.size_bytes - before) - added)
+    return model.size_bytes - before + _FUNCTION_BYTES * formats + _NODE_BYTES * len(weights)
 
 
-def _too_small(budget: int, cheapest: int, elements: int) -> UsageError:
+def _too_small(budget: int, cheapest: int, elements: int, least: int | None = None) -> UsageError:
+    more = "more" if least is None else f"a file of {math.ceil(least / 1000)}kB"
     return UsageError(
         f"the budget is {8 * budget / elements:.2f} bits for each element; with these formats the weights take "
-        f"{8 * cheapest / elements:.2f} at least: allow more, or add smaller formats"
+        f"{8 * cheapest / elements:.2f} at least: allow {more}, or add smaller formats"
     )

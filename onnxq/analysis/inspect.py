@@ -128,7 +128,7 @@ def inspect(
         size_bytes=loaded.size_bytes,
         external=loaded.external,
         ir_version=loaded.ir.ir_version,
-        opsets={domain or "ai.onnx": number for domain, number in graph.opset_imports.items()},
+        opsets=_imports(loaded),
         inputs=_described(graph.inputs),
         outputs=_described(graph.outputs),
         operators=dict(operators.most_common()),
@@ -139,6 +139,13 @@ def inspect(
             key.removeprefix(_OWN): value for key, value in loaded.ir.metadata_props.items() if key.startswith(_OWN)
         },
     )
+
+
+def _imports(model: Model) -> dict[str, int]:
+    """Versions by domain, as the file has them: loading may add one."""
+    if model.source is None:
+        return {domain or "ai.onnx": number for domain, number in model.ir.graph.opset_imports.items()}
+    return {each.domain or "ai.onnx": each.version for each in model.source.proto.opset_import}
 
 
 def _described(values: Sequence[ir.Value]) -> tuple[str, ...]:

@@ -29,7 +29,7 @@ Bits = Annotated[
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Budget: size of the file, such as 40MB (of 1000 kB).", show_default=False),
+    typer.Option(metavar="SIZE", help="Budget: size of the file with --target ort, such as 40MB.", show_default=False),
 ]
 RecipeFile = Annotated[
     Path | None,

@@ -94,3 +94,5 @@ def calibrate(
     seen_on = number_of(found.samples, "synthetic sample" if found.synthetic else "sample")
     show(Text(f"{number_of(tensors, 'tensor')} seen on {seen_on}"))
     show(Text(f"Wrote {output} ({output.stat().st_size:,} bytes)"))
+    if not tensors:
+        show(Text(f"warning: recipe '{recipe}' looks at no activation, so the file is empty", style="yellow"))

@@ -16,6 +16,7 @@ from onnxq.model.external import DataFolder, mapped
 from onnxq.model.kept import losses
 from onnxq.model.lift import Lifted, parse
 from onnxq.model.mapped import DataFile, MappedTensor
+from onnxq.model.opset import import_standard
 from onnxq.model.places import replace_tensors
 from onnxq.model.tensors import check_embedded, check_padding, dtype_of, elements_of, stored_bytes, walk
 
@@ -167,6 +168,7 @@ def _to_model(source: Source) -> Model:
     try:
         model = ir.from_proto(source.proto)
         replace_tensors(model, put_in)
+        import_standard(model)
     except (SerdeError, ValueError, TypeError, KeyError) as error:
         raise ModelError(f"{name} cannot be read: {reason_of(error)}") from error
     return Model(model, source.path, bool(source.data), source.size_bytes, source)

@@ -9,6 +9,8 @@ from onnxq.model.scopes import scopes
 # Changes of meaning that two schemas do not show: the first version with the new meaning.
 _CHANGED_MEANING = {"GridSample": 20, "GroupNormalization": 21, "RoiAlign": 16, "Upsample": 10}
 _FLOOR = 13
+# Of IR version 8, that of functions; statistics are quicker since this one (ScatterElements adds).
+_UNUSED_OPSET = 16
 INITIALIZER_IR_VERSION = 4
 """Since then an initializer need not be an input of its graph."""
 
@@ -18,6 +20,15 @@ _Scope = ir.Graph | ir.Function
 def opset_of(model: ir.Model) -> int:
     """The version of the standard operators that the main graph imports; 0 where it imports none."""
     return _imported(model.graph)
+
+
+def import_standard(model: ir.Model) -> None:
+    """Let a model import the standard operators where it does not: it has none, so any version means the same.
+
+    Whatever adds nodes to its graph, a statistic or a quantized weight, adds standard ones.
+    """
+    if opset_of(model) == 0:
+        model.graph.opset_imports[""] = _UNUSED_OPSET
 
 
 def obstacle_to(model: ir.Model, opset: int) -> str | None:

@@ -134,8 +134,8 @@ def requests(
     """
     wanted = []
     for weight, decision in zip(weights, plan, strict=True):
-        reading = None if decision.spec is None else reading_of(weight, graph)
-        if decision.spec is None or reading is None or reading.view.groups != 1:
+        reading = None if decision.spec is None else _measured(weight, graph)
+        if decision.spec is None or reading is None:
             continue
         if SOLVERS[decision.spec.method].hessian != "no":
             wanted.append(reading.request("hessian"))
@@ -143,6 +143,21 @@ def requests(
             before = (exact or {}).get(reading.tensor, reading.tensor)
             wanted += [replace(reading, tensor=name).request("channel_sum") for name in (reading.tensor, before)]
     return wanted
+
+
+def _measured(weight: Weight, graph: ir.Graph) -> Reading | None:
+    """What solvers ask about, where it is known."""
+    reading = reading_of(weight, graph)
+    return reading if reading is not None and reading.view.groups == 1 else None
+
+
+def unmeasured(plan: Plan, weights: Sequence[Weight], graph: ir.Graph) -> list[str]:
+    """Names of the weights whose method needs data and gets none."""
+    return [
+        weight.name
+        for weight, each in zip(weights, plan, strict=True)
+        if each.spec and SOLVERS[each.spec.method].hessian == "needs" and _measured(weight, graph) is None
+    ]
 
 
 def all_requests(weights: Sequence[Weight], graph: ir.Graph) -> list[Request]:

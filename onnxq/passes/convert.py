@@ -8,7 +8,7 @@ from onnxq.errors import UsageError, number_of
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
-from onnxq.passes.calibrate import needy, requests, statistics_for
+from onnxq.passes.calibrate import needy, requests, statistics_for, unmeasured
 from onnxq.passes.conversion import Conversion, Converted
 from onnxq.passes.correct import Corrections
 from onnxq.passes.finish import finish, fuse_products
@@ -244,7 +244,8 @@ def _with_sizes(plan: Plan, stored: Mapping[str, int]) -> Plan:
 
 def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Notes and warnings about what was planned, and about what methods and steps know about activations."""
-    notes, warnings = [*job.cache.sentences()], [*job.plan.warnings, *job.cache.warnings()]
+    notes = [*job.cache.sentences()]
+    warnings = [*job.plan.warnings, *job.activations.warnings, *job.cache.warnings()]
     calibration, samples, synthetic = job.asked.calibration, 0, False
     if job.in_sequence:
         notes.append("layer by layer: each is calibrated behind the quantized layers before it")
@@ -255,6 +256,12 @@ def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[s
     elif calibration is not None or job.asked.statistics is not None:
         unused = "statistics were" if calibration is None else "data was"
         warnings.append(f"nothing that the recipe does here looks at activations: the {unused} not used")
+    if blind := unmeasured(job.plan, job.weights, job.model.ir.graph):
+        shown = f"'{blind[0]}'" + (f" and {number_of(len(blind) - 1, 'other')}" if len(blind) > 1 else "")
+        warnings.append(
+            f"rounded without data where the method needs it: {shown}; what embeddings, convolutions with groups, and "
+            "weights in subgraphs and functions are multiplied with is not measured"
+        )
     if synthetic:
         made_up = number_of(samples, "synthetic sample")
         warnings.append(f"calibrated on {made_up}, made from the input specs: real data does better")

@@ -161,8 +161,12 @@ def leaves_standard(weight: Weight, kind: Format, spec: QuantSpec, target: Targe
 
 
 def leaves_tiled(weight: Weight, kind: Format, spec: QuantSpec) -> bool:
-    """Whether a weight leaves in the layout of onnxq's GPU kernels, where the target has them."""
-    return not spec.outliers and will_tile(weight, kind, grouping(weight, spec).block)
+    """Whether a weight leaves in the layout of onnxq's GPU kernels, where the target has them.
+
+    Where most of its units would be filled up, they can take more than floats do: such a weight stays dense.
+    """
+    takes = not spec.outliers and will_tile(weight, kind, grouping(weight, spec).block)
+    return takes and _bytes(weight, spec, kind.bits, tiled=True) < weight.size_bytes
 
 
 def runs_as_integers(weight: Weight, kind: Format, spec: QuantSpec) -> bool:
@@ -185,10 +189,15 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
     kinds = [get_format(name) for name in spec.format]
     int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
     bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)
+    tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
+    return _bytes(weight, spec, bits, tiled=tiled)
+
+
+def _bytes(weight: Weight, spec: QuantSpec, bits: int, *, tiled: bool) -> int:
+    """Of codes with so many bits each, and all that lies beside them."""
     group = grouping(weight, spec)
     # Scales of one byte have one float32 for the tensor beside them.
     itemsize = group.scale_type.dtype.itemsize
-    tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
     size, count = weight.size, group.scales
     if tiled:
         # There each column has a scale of its own, and each zero point a byte; rows and columns fill up units.

@@ -35,6 +35,8 @@ class Solutions:
         """
         self._folder = folder
         record = folder / _RECORD
+        if folder.exists() and not folder.is_dir():
+            raise DataError(f"'{folder}' is a file; solutions are kept in a folder that is empty or new")
         try:
             with output_errors(f"cannot keep solutions in '{folder}'"):
                 folder.mkdir(parents=True, exist_ok=True)

@@ -37,7 +37,7 @@ def planned(
         seconds=time.perf_counter() - started,
         version=package_versions().get("onnxq", "unknown"),
         recipe_text=recipe_text(recipe),
-        warnings=made.warnings,
+        warnings=(*made.warnings, *(() if activations is None else activations.warnings)),
         versions={"python": platform.python_version(), **package_versions()},
     )
 
@@ -55,7 +55,14 @@ def carried_out(
         passes=tuple(passes),
         notes=(*notes, *done.notes),
         warnings=(*done.warnings, *warnings),
+        is_copy=not done.is_changed,
     )
+
+
+def copied(source: Source, asked: Conversion, started: float) -> Report:
+    """What a recipe without rules does."""
+    report = planned(source, Plan(asked.recipe.name, asked.target, ()), None, asked.recipe, started)
+    return replace(report, is_copy=True)
 
 
 def written(report: Report, output: Path | None, size_bytes: int) -> Report:
@@ -77,7 +84,9 @@ def signature(asked: Conversion) -> dict[str, str]:
 def _execution(model: Model, asked: Conversion) -> tuple[list[str], list[str]]:
     """Notes and warnings about how the quantized model runs."""
     if asked.target == "standard":
-        return ["for interchange: onnxruntime 1.31 does not load opset 28; --target ort runs there"], []
+        return [
+            "for interchange: onnxruntime 1.31 loads no opset 28, 1.32 runs its integers; --target ort runs in both"
+        ], []
     found = execution(model)
     return found.sentences(), list(cautions(found))
 

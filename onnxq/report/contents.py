@@ -78,6 +78,7 @@ class Contents:
         passes: What the time went to, in order.
         recipe_text: The recipe, as YAML.
         versions: Of Python and of the packages that took part.
+        is_copy: The output is the input, byte for byte.
     """
 
     model: str | None
@@ -96,6 +97,7 @@ class Contents:
     passes: tuple[PassRecord, ...] = ()
     recipe_text: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    is_copy: bool = False
 
     @property
     def quantized(self) -> tuple[Entry, ...]:

@@ -123,8 +123,7 @@ def _changes(report: Contents) -> Iterator[RenderableType]:
 
 def _outcome(report: Contents) -> str:
     took = f"in {seconds_text(report.seconds)}"
-    rounded = any(each.format for each in report.activations)
-    if not report.quantized and not rounded and not any(each.done for each in report.changes):
+    if report.is_copy:
         return f"Nothing was quantized: {report.output} is a byte-identical copy, written {took}"
     ratio = f"{report.output_bytes / report.model_bytes:.0%} of {size_text(report.model_bytes)}"
     return f"Wrote {report.output}: {size_text(report.output_bytes)}, {ratio}, {took}"

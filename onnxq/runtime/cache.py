@@ -45,8 +45,15 @@ def carried(inputs: Sequence[Input], outputs: Sequence[str]) -> tuple[Carried, .
         One entry a tensor; none where the model takes no past.
 
     Raises:
-        DataError: A past has no output that follows it, or its heads or their size are open.
+        DataError: A past has no output that follows it, or its heads or their size are open; or the model is the
+            decoder of an encoder-decoder model, as optimum exports it.
     """
+    cached = [*(each.name for each in inputs if is_past(each.name)), *(n for n in outputs if n.startswith("present"))]
+    if (of_encoder := next((name for name in cached if ".encoder." in name), None)) is not None:
+        raise DataError(
+            f"'{of_encoder}' holds keys or values of an encoder: the caches of encoder-decoder models can be neither "
+            "quantized nor carried from run to run; their weights can be quantized, by a recipe without 'cache'"
+        )
     found = []
     for each in inputs:
         if not is_past(each.name):

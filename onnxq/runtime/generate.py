@@ -94,7 +94,9 @@ class Generator:
         attentions = grouped_attentions(loaded.ir.graph)
         self._in_place, self._graph = bool(attentions), cuda_graph
         if cuda_graph and not self._in_place:
-            raise UsageError("a CUDA graph needs shapes that stay: this model's cache grows (no GroupQueryAttention)")
+            raise UsageError(
+                "a CUDA graph needs a cache that stays in place, and the model has none (no GroupQueryAttention)"
+            )
         with ExitStack() as stack:
             opened = session(
                 stack.enter_context(opening),
@@ -220,7 +222,7 @@ class _Text:
             self.finish = "end"
             return
         self.ids.append(token)
-        if self._written.stopped(self.ids):
+        if self._written.stopped(token):
             self.finish = "stop"
         elif len(self.ids) >= self._length:
             self.finish = "length"

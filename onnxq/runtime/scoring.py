@@ -160,7 +160,8 @@ def check_logits(name: str, shape: Sequence[int], length: int, vocabulary: int |
         raise DataError(f"output '{name}' is {list(shape)}, not [batch, sequence, vocabulary] scores")
     if vocabulary is not None and shape[2] < vocabulary:
         raise DataError(
-            f"the tokenizer has {vocabulary} tokens and the model scores {shape[2]}: it is another model's tokenizer"
+            f"the tokenizer has {vocabulary} tokens and output '{name}' scores {shape[2]}: it is another model's "
+            "tokenizer, or the model predicts no tokens"
         )
 
 

@@ -1,5 +1,6 @@
 """Text from tokens: the tokenizer, and text that is given out while it grows."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 # How tokenizers call the token that ends a text; the tokenizer file itself does not say which it is.
 _END_TOKENS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<eos>", "</s>")
+_UNFINISHED = "\ufffd"  # what decoders put in the place of bytes that are no whole character
+_BYTE = re.compile("<0x[0-9A-F]{2}>")  # how `ByteFallback` calls them
 
 
 def load_tokenizer(path: str | Path) -> "Tokenizer":
@@ -39,7 +42,12 @@ def end_tokens(words: "Tokenizer") -> set[int]:
 
 
 class GrowingText:
-    """New text as it grows; a piece goes out once no stop string and no unfinished character can take it back."""
+    """New text as it grows; a piece goes out once no stop string and no later token can take it back.
+
+    A token is decoded behind a window of those before it, back to where the text is certain. Windows are a few tokens
+    long, whatever the text: what decoders do depends on the first token (SentencePiece drops its space), on a
+    character's other bytes, and on the other bytes of a run of them (`ByteFallback` takes all of it, or nothing).
+    """
 
     def __init__(
         self, words: "Tokenizer", prompt: Sequence[int], stop: Sequence[str], on_text: Callable[[str], None] | None
@@ -47,33 +55,52 @@ class GrowingText:
         self._words, self._stop, self._on_text = words, tuple(filter(None, stop)), on_text
         # Decoded with the prompt, since a tokenizer may drop the space of a first word.
         self._begin, self._sent = len(words.decode(prompt)), 0
+        # Whole texts take longer to decode the longer they are, and nobody looks before the end.
+        self._looks = bool(self._stop) or on_text is not None
+        if self._looks:
+            self._silent = {at for at, token in words.get_added_tokens_decoder().items() if token.special}
+            self._forget([token for token in prompt if token not in self._silent])
+            self._unsent = ""
 
-    def stopped(self, ids: Sequence[int]) -> bool:
-        """Take the text up to the last id; whether a stop string is in it."""
-        if not self._stop and self._on_text is None:
-            # Decoding takes longer the longer the text is, and nobody looks before the end.
+    def stopped(self, token: int) -> bool:
+        """Take the next token; whether a stop string is in the text."""
+        if not self._looks or token in self._silent:
             return False
-        text = self._decoded(ids)
+        self._window.append(token)
+        new = str(self._words.decode(self._window))[self._known :]
+        text = self._unsent + new
         if self._cut(text) < len(text):
             return True
-        held = max((len(each) for each in self._stop), default=1) - 1
-        self._send(text.rstrip("\ufffd")[: max(len(text) - held, 0)])
+        if not new.endswith(_UNFINISHED) and not self._is_byte(token):
+            held = max((len(each) for each in self._stop), default=1) - 1
+            certain = max(len(text) - held, 0)
+            self._send(text[:certain])
+            self._unsent = text[certain:]
+            self._forget(self._window)
         return False
 
     def finish(self, ids: Sequence[int]) -> str:
-        """The whole new text."""
-        text = self._decoded(ids)
+        """The whole new text, of the prompt and all tokens taken."""
+        text = str(self._words.decode(ids))[self._begin :]
         text = text[: self._cut(text)]
-        self._send(text)
+        self._send(text[self._sent :])
         return text
 
-    def _decoded(self, ids: Sequence[int]) -> str:
-        return str(self._words.decode(ids))[self._begin :]
+    def _forget(self, ids: Sequence[int]) -> None:
+        """Keep the last tokens only: enough to have a character among them, and the whole of a run of bytes."""
+        text, first = "", len(ids)
+        while first and (not text.strip(_UNFINISHED) or self._is_byte(ids[first])):
+            first -= 1
+            text = self._words.decode(ids[first:])
+        self._window, self._known = list(ids[first:]), len(text)
+
+    def _is_byte(self, token: int) -> bool:
+        return _BYTE.fullmatch(self._words.id_to_token(token) or "") is not None
 
     def _cut(self, text: str) -> int:
         return min((at for each in self._stop if (at := text.find(each)) >= 0), default=len(text))
 
     def _send(self, text: str) -> None:
-        if self._on_text and len(text) > self._sent:
-            self._on_text(text[self._sent :])
-            self._sent = len(text)
+        if self._on_text and text:
+            self._on_text(text)
+            self._sent += len(text)

@@ -26,8 +26,7 @@ def answering_tap(number: int, request: Request, opset: int, shelf: Shelf) -> Ta
     """
     if opset < _OPSET:
         raise ModelError(
-            f"statistics of activations need opset {_OPSET}, the model has {opset or 'none'}: use "
-            "onnx.version_converter first"
+            f"statistics of activations need opset {_OPSET}, the model has {opset}: use onnx.version_converter first"
         )
     nodes = Nodes(f"onnxq.statistics/{number}", opset)
     floats = nodes.add("Cast", request.tensor, to=onnx.TensorProto.FLOAT)

@@ -69,6 +69,8 @@ def feeds_for(
         return array_feeds(data, inputs, batch=batch, limit=limit)
     if data.ndim == 1 and data.dtype.kind in "iu":
         return token_feeds(data, inputs, sequence=sequence, batch=batch, limit=limit)
+    if data.ndim == 1 and any(each.name == "input_ids" for each in inputs):
+        raise DataError(f"a stream of tokens is integers, and the data is {data.dtype}[{len(data)}]")
     if len(inputs) != 1:
         listed = ", ".join(str(each) for each in inputs)
         raise DataError(
@@ -103,7 +105,10 @@ def token_feeds(
         )
     count = len(tokens) // sequence
     if count == 0:
-        raise DataError(f"the data has {number_of(len(tokens), 'token')}, fewer than one sequence of {sequence}")
+        raise DataError(
+            f"the data has {number_of(len(tokens), 'token')}, fewer than one sequence of {sequence}: give more, or "
+            "shorter sequences (--seq)"
+        )
     count = count if limit is None else min(count, limit)
     windows = np.asarray(tokens[: count * sequence]).astype(np.int64).reshape(count, sequence)
     if windows.min() < 0:

@@ -46,6 +46,11 @@ def test_tokens_that_do_not_fit_are_refused(tokens, inputs, says):
         token_feeds(tokens, inputs, sequence=8)
 
 
+def test_a_stream_that_is_no_integers_is_no_tokens():
+    with pytest.raises(DataError, match=r"a stream of tokens is integers, and the data is float32\[80\]"):
+        feeds_for(np.ones(80, np.float32), tokens_in())
+
+
 @pytest.mark.parametrize("size", ["sequence", "batch", "limit"])
 def test_sizes_are_positive(size):
     with pytest.raises(UsageError, match=f"{size} is 0"):

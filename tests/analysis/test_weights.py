@@ -153,3 +153,11 @@ def test_low_channel_precision_means_six_decibels_for_a_scale_a_channel():
         assert found.spread is not None
         if found.spread.channel_precision < 0.1:
             assert found.granularity_db["int8"]["channel"] - found.granularity_db["int8"]["tensor"] >= 6
+
+
+def test_the_opsets_are_those_of_the_file():
+    model = parser.parse_model(
+        '<ir_version: 8, opset_import: ["com.microsoft" : 1]>\n'
+        "g (float[2] x) => (float[2] y) { y = com.microsoft.Gelu(x) }"
+    )
+    assert inspect(from_proto(model)).opsets == {"com.microsoft": 1}

@@ -93,6 +93,11 @@ def test_mistakes_are_named_and_nothing_is_written(options, code, says, onnxq, m
     assert written() == ["tokens.npy"]
 
 
+def test_a_file_without_statistics_is_told(onnxq, model, data):
+    done = onnxq("calibrate", model, "--calib", data, "-o", model.with_name("none.safetensors"), "-r", "fp6")
+    assert "recipe 'fp6' looks at no activation, so the file is empty" in done.out
+
+
 def test_statistics_are_not_overwritten(onnxq, model, data):
     stats = model.with_name("s.safetensors")
     stats.write_text("mine")

@@ -68,6 +68,16 @@ def test_allocate_by_size_and_formats(onnxq, model, data, tmp_path):
     assert load_recipe(tmp_path / "a.yaml").model_dump(mode="json", exclude_defaults=True) == found["recipe"]
 
 
+def test_a_size_that_is_too_small_is_told_the_least_that_is_not(onnxq, model, data, tmp_path):
+    arguments = ("allocate", model, "--data", data, "-f", "int8", "--method", "rtn", "-o", tmp_path / "a.yaml")
+    refused = onnxq(*arguments, "--size", "5kB")
+    least = int(re.search(r"allow a file of (\d+)kB", " ".join(refused.err.split()))[1])
+    assert onnxq(*arguments, "--size", f"{least - 1}kB").code == 2
+    assert onnxq(*arguments, "--size", f"{least}kB").code == 0
+    onnxq("quantize", model, "-r", tmp_path / "a.yaml", "-o", tmp_path / "a.onnx")
+    assert (tmp_path / "a.onnx").stat().st_size <= 1000 * least
+
+
 def test_layers_are_judged_on_some_data(onnxq, model, data):
     assert "give --data D" in onnxq("sensitivity", model).err
     assert onnxq("sensitivity", model, "--calib", data).code == 0

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto
 
 import onnxq
-from onnxq.errors import RecipeError, UsageError
+from onnxq.errors import DataError, RecipeError, UsageError
 from onnxq.formats import get_format
 from onnxq.model.load import load
 from onnxq.passes.cache import plan_cache
@@ -146,11 +146,46 @@ def test_what_stays_float_says_why(sample_with_cache):
     graph = load(sample_with_cache("grouped")).ir.graph
     spec = CacheSpec(key=CachePart(format="fp8_e4m3"), value=CachePart(format="fp8_e4m3"))
     reasons = list(plan_cache(graph, spec).warnings())
-    assert len(reasons) == 12
-    assert reasons[0].endswith("stays as it is: GroupQueryAttention stores keys and values in INT8 or both in INT4")
+    why = "GroupQueryAttention stores keys and values in INT8 or both in INT4"
+    assert reasons == [f"cache: past_key_values.0.key and 11 others stay as they are: {why}"]
     odd = onnx.parser.parse_model(ATTENTION.replace("(past_key, heads)", "(heads, past_key)"))
     _, report = onnxq.quantize_proto(odd, recipe())
     assert "cache: past_key stays as it is: the present is no Concat of the past and the new tokens" in report.warnings
+
+
+MERGED = """
+<ir_version: 10, opset_import: ["": 20]>
+merged (float[B, 2, S, 16] x, float[B, 2, P, 16] "past_key_values.0.key", bool use_cache_branch)
+  => (float[B, 2, S, 16] y, float[B, 2, T, 16] "present.0.key")
+{
+  y = Identity(x)
+  "present.0.key" = If(use_cache_branch) <
+    then_branch = with () => (float[B, 2, T, 16] then) { then = Concat<axis = 2>("past_key_values.0.key", x) },
+    else_branch = without () => (float[B, 2, T, 16] else) { else = Identity(x) }
+  >
+}
+"""
+
+
+def test_a_merged_decoder_is_told_to_be_exported_as_one_graph():
+    made, report = onnxq.quantize_proto(onnx.parser.parse_model(MERGED), recipe())
+    (reason,) = report.warnings
+    assert reason.startswith("cache: past_key_values.0.key stays as it is: an If chooses the present")
+    assert reason.endswith("export it as one graph (onnxq export)")
+    assert made == onnx.parser.parse_model(MERGED)
+
+
+@pytest.mark.parametrize("names", [("past_key_values.0.decoder.key", "past_key_values.0.encoder.key"), ()])
+def test_decoders_that_read_an_encoder_are_told_what_can_be_done(names):
+    """As optimum exports them: a decoder for later tokens, which takes a past, and one for the first token."""
+    given = "".join(f', float[B, 2, P, 16] "{name}"' for name in names)
+    model = onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 20]> g (float[B, 2, 3, 16] x{given}) => (float[B, 2, 3, 16] '
+        '"present.0.decoder.key", float[B, 2, 3, 16] "present.0.encoder.key") '
+        '{ "present.0.decoder.key" = Identity(x) "present.0.encoder.key" = Neg(x) }'
+    )
+    with pytest.raises(DataError, match=r"0\.encoder\.key' holds .* an encoder: .* by a recipe without 'cache'"):
+        onnxq.quantize_proto(model, recipe())
 
 
 def test_scales_of_channels_need_data(sample_with_cache, tmp_path):
@@ -161,6 +196,12 @@ def test_scales_of_channels_need_data(sample_with_cache, tmp_path):
 def test_a_model_without_a_cache_is_refused(tmp_path):
     with pytest.raises(UsageError, match="the recipe quantizes the cache, and the model has none"):
         onnxq.quantize(CODE_LM / "model.onnx", recipe(), output=tmp_path / "m.onnx")
+
+
+def test_a_model_whose_cache_alone_is_quantized_is_no_copy(sample_with_cache, tmp_path):
+    changed = onnxq.quantize(sample_with_cache("plain"), recipe(), output=tmp_path / "changed.onnx")
+    same = onnxq.quantize(sample_with_cache("plain"), "none", output=tmp_path / "same.onnx")
+    assert (changed.is_copy, same.is_copy) == (False, True)
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,12 @@ def test_every_place_is_decided_once_and_named_ones_are_exempt() -> None:
     assert planned.activations == report.activations
 
 
+INNER = (
+    "in a subgraph or function: only values of the main graph are rounded (of a merged decoder, take the decoders that "
+    "it was made of)"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "shapes", "activation", "reason"),
     [
@@ -138,14 +144,19 @@ def test_every_place_is_decided_once_and_named_ones_are_exempt() -> None:
                            else_branch = b () => (float[n,4] u) { u = Identity(x) }> }""",
             {"w": (4, 4)},
             BYTES,
-            "in a subgraph or function: only values of the main graph are rounded",
+            INNER,
         ),
     ],
 )
 def test_why_a_value_stays_float(text: str, shapes: dict[str, tuple[int, ...]], activation: str, reason: str) -> None:
-    plan = plan_activations(from_proto(model_of(text, **shapes)).ir, only(activation), "ort", Selection())
+    model = model_of(text, **shapes)
+    plan = plan_activations(from_proto(model).ir, only(activation), "ort", Selection())
     assert [each.reason for each in plan.decisions] == [reason]
     assert not plan.sites
+    # A constant is part of the model, which is no less than what was asked for.
+    warnings = () if reason == "constant" else (f"not rounded as the recipe asks: 1 activation, {reason}",)
+    assert onnxq.plan(from_proto(model), only(activation)).warnings == warnings
+    assert onnxq.quantize_proto(model, only(activation))[1].warnings[: len(warnings)] == warnings
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,28 @@ def test_an_iterator_is_refused_with_the_ways_out(data):
 def test_data_that_is_no_calibration_is_told_how_to_be_one(data):
     with pytest.raises(UsageError, match=r"calibration is a ndarray; data goes in as onnxq\.Calibration\(data\)"):
         onnxq.quantize_proto(proto(), RECIPE, calibration=data)
+
+
+def test_solutions_are_kept_in_a_folder(solved, tmp_path):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(DataError, match=r"'.*file' is a file; solutions are kept in a folder"):
+        solved("file")
+
+
+def test_weights_that_cannot_be_measured_are_said():
+    model = parser.parse_model(
+        """<ir_version: 10, opset_import: ["" : 21]>
+        g (bool p, float[n,32] x) => (float[n,16] y) {
+          h = MatMul(x, outer)
+          y = If(p) <then_branch = a () => (float[n,16] t) { t = MatMul(h, inner) },
+                     else_branch = b () => (float[n,16] u) { u = Neg(h) }>
+        }"""
+    )
+    rng = np.random.default_rng(0)
+    for name, shape in {"outer": (32, 16), "inner": (16, 16)}.items():
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape, np.float32), name))
+    data = Calibration([{"x": rng.standard_normal((8, 32), np.float32), "p": np.array(True)}])
+    warnings = onnxq.quantize_proto(model, RECIPE, calibration=data)[1].warnings
+    assert [each.split(";")[0] for each in warnings if "without data" in each] == [
+        "rounded without data where the method needs it: 'inner'"
+    ]

@@ -38,7 +38,7 @@ OTHERS = {
     "table": "g (int64[3] x) => (float[3,48] y) { [n] y = Gather(w, x) }",
 }
 SHAPES = {"w": (256, 48), "w_t": (48, 256), "b": (48,), "r": (3, 48), "narrow": (256, 15), "short": (248, 48)}
-SHAPES |= {"w_192": (192, 40), "w_40": (256, 40), "w_40_t": (40, 256), "b_40": (40,)}
+SHAPES |= {"w_192": (192, 40), "w_40": (256, 40), "w_40_t": (40, 256), "b_40": (40,), "small": (64, 17)}
 WEIGHT = "rules:\n  - match: {role: [linear, embedding, head]}\n    weight: "
 PRESETS = ["fp6", "fp6-e3m2", "mxfp6", "fp4", "mxfp4", "nvfp4", "int8", "int4", "int3", "int2"]
 
@@ -108,6 +108,18 @@ def test_columns_that_fill_up_a_unit_are_cut_off(name: str, dtype: type, recipe:
     assert kinds == [product.op_type, "Slice", *behind.get(name, [])]
     planned = onnxq.plan(from_proto(build(RAGGED[name], dtype)), recipe, target="ort-cuda")
     assert report.quantized[0].result_bytes == planned.quantized[0].result_bytes
+
+
+@pytest.mark.parametrize(("dtype", "more"), [(np.float16, ""), (np.float32, ", low_rank: 4")])
+def test_a_weight_that_units_would_make_larger_keeps_the_dense_form(dtype: type, more: str) -> None:
+    """64 x 17 fill a quarter of a unit of 128 x 32: 3,072 bytes of codes, and up to 1,296 of thin matrices beside."""
+    model = build("g (float[3,64] x) => (float[3,17] y) { [n] y = MatMul(x, small) }", dtype)
+    recipe = parse_recipe(WEIGHT + "{format: fp6_e2m3" + more + "}")
+    made, report = quantize_proto(model, recipe, target="ort-cuda")
+    assert operators(made) == ["MatMulFP6E2M3"]
+    dense = quantize_proto(model, recipe)[1].quantized[0].result_bytes
+    planned = onnxq.plan(from_proto(model), recipe, target="ort-cuda").quantized[0].result_bytes
+    assert report.quantized[0].result_bytes == dense == planned < 64 * 17 * np.dtype(dtype).itemsize
 
 
 @pytest.mark.parametrize("name", OTHERS)

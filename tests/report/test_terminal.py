@@ -80,6 +80,11 @@ def test_a_conversion_of_activations_alone_wrote_something():
     assert "Nothing was quantized" not in shown
 
 
+def test_a_copy_is_called_one():
+    assert "byte-identical copy" in text(summary(report(is_copy=True)))
+    assert "Wrote o.onnx" in text(summary(report()))
+
+
 def test_a_plan_has_a_row_for_each_weight_and_says_what_would_come_out():
     shown = text(planned(report(QUANTIZED, SKIPPED, output=None, output_bytes=0)))
     assert row(shown, "layers.0.up") == ["MatMul", "64x48", "12,288", "2,496", "fp6_e2m3,", "per", "channel"]

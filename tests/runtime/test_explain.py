@@ -439,6 +439,7 @@ def test_sentences_and_dict_say_the_same(model_of):
         "rounded": 0,
         "rotated": 0,
         "cached": 0,
+        "looked_up": 0,
         "dequantized": 0,
         "integer": 0,
         "plain": 0,

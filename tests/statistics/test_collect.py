@@ -1,12 +1,15 @@
 """Statistics that onnxruntime computes equal those that numpy computes in float64 from the activations themselves."""
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper, parser
 
 from onnxq.api import quantize_proto
 from onnxq.errors import DataError, ModelError, NonFiniteError
 from onnxq.model import temporary
 from onnxq.model.load import from_proto
+from onnxq.runtime.session import session
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.collect import collect
 from onnxq.statistics.reductions import BINS, CHANNEL_BINS, REDUCTIONS
@@ -65,6 +68,34 @@ def test_answers_are_exact_at_every_opset(opset, model, integers):
 def test_a_model_that_is_too_old_is_told_the_way_out(model, integers):
     with pytest.raises(ModelError, match=r"need opset 11, the model has 10: use onnx\.version_converter"):
         collect(model(TEXT, 10, w=W), [Request("h", 6, ("min",))], Calibration(integers(11, 6)))
+
+
+def test_a_model_of_custom_operators_alone_has_no_opset_that_could_be_too_old(integers):
+    proto = parser.parse_model(
+        '<ir_version: 10, opset_import: ["com.microsoft" : 1]>\n'
+        "g (float[n, 6] x) => (float[n, 6] y) { y = com.microsoft.QuickGelu<alpha=0.0>(x) }"
+    )
+    x = integers(11, 6)
+    found = collect(from_proto(proto), [Request("x", 6, KINDS), Request("y", 6, KINDS)], Calibration(x))
+    for tensor, rows in (("x", x), ("y", x / 2)):
+        for kind, expected in EXPECTED.items():
+            assert np.array_equal(found.get(tensor, kind), expected(rows.astype(np.float64))), kind
+
+
+@pytest.mark.parametrize("recipe", ["int4-gptq", "int4-awq", "w8a8", "w8a8-smooth", "w6a6-fp", "w4a4-rotate"])
+def test_a_model_of_custom_operators_alone_is_calibrated(recipe, integers):
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["com.microsoft" : 1]>\n'
+        "g (float[n, 256] x) => (float[n, 32] y) "
+        "{ h = com.microsoft.QuickGelu(x) y = com.microsoft.FusedMatMul<alpha=0.5>(h, w) }"
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(integers(256, 32) / 64, "w"))
+    x = integers(32, 256)
+    made, report = quantize_proto(proto, recipe, calibration=Calibration(x))
+    assert report.quantized
+    onnx.checker.check_model(made, full_check=True)
+    before, after = (session(each.SerializeToString()).run(None, {"x": x})[0] for each in (proto, made))
+    assert np.abs(after - before).max() < 0.3 * np.abs(before).max()
 
 
 def test_floats_are_near_a_float64_sum(model):

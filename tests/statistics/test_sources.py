@@ -145,7 +145,9 @@ def test_data_that_does_not_fit_is_named(data, says, model):
 
 
 def test_too_few_tokens(model, integers):
-    with pytest.raises(DataError, match="the data has 100 tokens, fewer than one sequence of 512"):
+    with pytest.raises(
+        DataError, match=r"100 tokens, fewer than one sequence of 512: give more, or shorter .* \(--seq\)"
+    ):
         hessian(model(TOKENS, w=integers(100, 6)), np.arange(100))
 
 

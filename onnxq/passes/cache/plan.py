@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxq.errors import UsageError
+from onnxq.errors import UsageError, number_of
 from onnxq.formats import get_format
 from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
@@ -99,9 +99,10 @@ class CachePlan:
 
     def warnings(self) -> Iterator[str]:
         """Why other tensors stay."""
-        for each in self.tensors:
-            if each.reason:
-                yield f"cache: {each.carried.past.name} stays as it is: {each.reason}"
+        for reason in dict.fromkeys(each.reason for each in self.tensors if each.reason):
+            first, *others = (each.carried.past.name for each in self.tensors if each.reason == reason)
+            stay = f"and {number_of(len(others), 'other')} stay as they are" if others else "stays as it is"
+            yield f"cache: {first} {stay}: {reason}"
 
 
 def plan_cache(graph: ir.Graph, spec: CacheSpec | None) -> CachePlan:
@@ -116,7 +117,8 @@ def plan_cache(graph: ir.Graph, spec: CacheSpec | None) -> CachePlan:
     tensors = carried(inputs_of_graph(graph), [value.name or "" for value in graph.outputs])
     if not tensors:
         raise UsageError(
-            "the recipe quantizes the cache, and the model has none (past_key_values.N.key in, present out)"
+            "the recipe quantizes the cache, and the model has none (past_key_values.N.key in, present out): export it "
+            "with one (onnxq export --task text-generation-with-past), or leave 'cache' out of the recipe"
         )
     return CachePlan(tuple(_decide(graph, each, spec) for each in tensors))
 
@@ -143,6 +145,11 @@ def _of_attention(part: CachePart, spec: CacheSpec) -> tuple[CachePart | None, s
 
 
 def _obstacle(node: ir.Node | None, past: ir.Value, tensor: Carried) -> str | None:
+    if is_op(node, "If"):
+        return (
+            "an If chooses the present: in a merged decoder one graph reads prompts and another the tokens after them; "
+            "export it as one graph (onnxq export)"
+        )
     joins = is_op(node, "Concat") and node.attributes["axis"].as_int() in (2, -2)
     if node is None or not joins or len(node.inputs) != 2 or node.inputs[0] is not past:
         return "the present is no Concat of the past and the new tokens"

@@ -1,11 +1,13 @@
 """The plan for activations: which values of a model are rounded, and why others are not. Pure, as `plan` is."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
 
 import onnx_ir as ir
 
+from onnxq.errors import number_of
 from onnxq.model.constants import constant_tensor, trace, view_shape
 from onnxq.model.operators import is_op, operator_name
 from onnxq.model.opset import obstacle_to
@@ -32,6 +34,7 @@ class ActivationDecision:
         readers: Names of the nodes that this is about. Others may read the same value otherwise.
         spec: How it is quantized; None where it is not.
         reason: Why it is not quantized; None where it is.
+        is_missed: The recipe asks for it, and it cannot be done.
     """
 
     tensor: str
@@ -39,6 +42,7 @@ class ActivationDecision:
     readers: tuple[str, ...]
     spec: ActivationSpec | None
     reason: str | None
+    is_missed: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class ActivationPlan:
     opset: int = 0
     ir_version: int = 0
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the recipe asks for and does not get, a sentence for each reason."""
+        missed = Counter(each.reason for each in self.decisions if each.is_missed)
+        return tuple(
+            f"not rounded as the recipe asks: {number_of(count, 'activation')}, {reason}"
+            for reason, count in missed.items()
+        )
+
     def requests(self) -> list[Request]:
         """What must be known about them."""
         return [request for site in self.sites if (request := site.request()) is not None]
@@ -110,12 +123,23 @@ class _Asked:
     raising: Callable[[int], str | None]
 
 
+@dataclass(frozen=True)
+class _Stays:
+    """Why an activation is not quantized, and whether the recipe asks for it all the same."""
+
+    reason: str
+    is_missed: bool = False
+
+
+_Fate = ActivationSpec | _Stays
+
+
 @dataclass
 class _Group:
     """Uses of one value that share a fate."""
 
     value: ir.Value
-    fate: ActivationSpec | str
+    fate: _Fate
     uses: list[tuple[ir.Node, int]]
     axis: int
     channels: int
@@ -128,14 +152,14 @@ def plan_activations(model: ir.Model, recipe: Recipe, target: Target, selection:
     if not any(rule.activation for rule in recipe.rules):
         return ActivationPlan()
     asked = _Asked(model, recipe, selection, target, cache(partial(obstacle_to, model)))
-    found: dict[tuple[ir.Value, ActivationSpec | str], _Group] = {}
+    found: dict[tuple[ir.Value, _Fate], _Group] = {}
     integer: list[tuple[Weight, Site, ActivationSpec]] = []
     for weight, site in _operands(model):
         value = site.node.inputs[1 - site.index]
         if value is None:
             continue
         fate = _fate(weight, site, value, asked)
-        channels = (0, 0, 0) if isinstance(fate, str) else _channels(weight, site, value)
+        channels = (0, 0, 0) if isinstance(fate, _Stays) else _channels(weight, site, value)
         group = found.setdefault((value, fate), _Group(value, fate, [], *channels, weight.dtype))
         group.uses.append((site.node, 1 - site.index))
         if isinstance(fate, ActivationSpec) and _runs_as_integers(weight, site, fate, recipe):
@@ -166,31 +190,40 @@ def _operands(model: ir.Model) -> Iterator[tuple[Weight, Site]]:
                 yield weight, site
 
 
-def _fate(weight: Weight, site: Site, value: ir.Value, asked: _Asked) -> ActivationSpec | str:
+def _fate(weight: Weight, site: Site, value: ir.Value, asked: _Asked) -> _Fate:
     """The spec of an activation, or why it is not quantized."""
     if (refusal := asked.selection.refusal(weight)) is not None:
-        return refusal
+        return _Stays(refusal)
     answer = asked.recipe.decide_activation(names=weight.names, op=weight.op, role=weight.role, size=weight.size)
     if isinstance(answer, str):
-        return answer
+        return _Stays(answer)
+    if constant_tensor(trace(value)[0]) is not None:
+        return _Stays("constant")
+    if is_op(value.producer(), "DequantizeLinear"):
+        return _Stays("quantized already")
+    obstacle = _obstacle(weight, site, value, answer, asked)
+    return answer if obstacle is None else _Stays(obstacle, is_missed=True)
+
+
+def _obstacle(weight: Weight, site: Site, value: ir.Value, spec: ActivationSpec, asked: _Asked) -> str | None:
+    """Why an activation cannot be what the recipe asks for."""
     graph = asked.model.graph
     if weight.in_function or site.node.graph is not graph or value.graph is not graph:
-        return "in a subgraph or function: only values of the main graph are rounded"
-    if constant_tensor(trace(value)[0]) is not None:
-        return "constant"
-    if is_op(value.producer(), "DequantizeLinear"):
-        return "quantized already"
+        return (
+            "in a subgraph or function: only values of the main graph are rounded (of a merged decoder, take the "
+            "decoders that it was made of)"
+        )
     if weight.obstacle is not None:
         return f"its weight stays float: {weight.obstacle}"
     if weight.dtype not in (ir.DataType.FLOAT, ir.DataType.FLOAT16):
         return f"{weight.dtype.name} activations are not rounded, only FLOAT and FLOAT16"
-    if answer.of_rows and channel_axis(site, value) != -1:
+    if spec.of_rows and channel_axis(site, value) != -1:
         return f"what {operator_name(site.node)} sums over does not lie along the last axis: there are no tokens"
-    if answer.group_size is not None and (channels := _channels(weight, site, value)[1]) % answer.group_size:
-        return f"its {channels} channels are no whole groups of {answer.group_size}"
-    if answer.granularity == "tensor" and answer.is_dynamic and weight.dtype != ir.DataType.FLOAT:
+    if spec.group_size is not None and (channels := _channels(weight, site, value)[1]) % spec.group_size:
+        return f"its {channels} channels are no whole groups of {spec.group_size}"
+    if spec.granularity == "tensor" and spec.is_dynamic and weight.dtype != ir.DataType.FLOAT:
         return "DynamicQuantizeLinear takes FLOAT only: granularity: token takes FLOAT16 too"
-    return asked.raising(activation_versions(answer, weight.dtype, asked.target)[0]) or answer
+    return asked.raising(activation_versions(spec, weight.dtype, asked.target)[0])
 
 
 def _channels(weight: Weight, site: Site, value: ir.Value) -> tuple[int, int, int]:
@@ -218,7 +251,7 @@ def _runs_as_integers(weight: Weight, site: Site, spec: ActivationSpec, recipe: 
 
 
 def _round_around(
-    weight: Weight, site: Site, spec: ActivationSpec, found: dict[tuple[ir.Value, ActivationSpec | str], _Group]
+    weight: Weight, site: Site, spec: ActivationSpec, found: dict[tuple[ir.Value, _Fate], _Group]
 ) -> None:
     """Let everybody read what an integer convolution reads, and round what it puts out, as its kernel wants.
 
@@ -242,11 +275,12 @@ def _round_around(
 
 
 def _decision(group: _Group) -> ActivationDecision:
-    spec = group.fate if isinstance(group.fate, ActivationSpec) else None
+    fate = group.fate
     return ActivationDecision(
         tensor=str(group.value.name),
         op=operator_name(group.uses[0][0]),
         readers=tuple(node.name or "" for node, _ in group.uses),
-        spec=spec,
-        reason=None if isinstance(group.fate, ActivationSpec) else group.fate,
+        spec=fate if isinstance(fate, ActivationSpec) else None,
+        reason=fate.reason if isinstance(fate, _Stays) else None,
+        is_missed=isinstance(fate, _Stays) and fate.is_missed,
     )
