@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 
 from onnxq.methods.backend import get_module
@@ -18,7 +19,7 @@ from onnxq.passes import int8
 from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
-from onnxq.passes.form import as_table, grouping, leaves_tiled, runs_as_integers
+from onnxq.passes.form import as_table, leaves_tiled, runs_as_integers
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
@@ -137,8 +138,10 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     else:
         size_bytes += replace_lookups(editor, table.rows, solution, sink, text)
         if table.products is not None:
-            turned, scale_type = solution.turned(), grouping(table.products, spec).scale_type
-            turned = replace(turned, scale=turned.scale.astype(scale_type.dtype, copy=False))
+            turned = solution.turned()
+            if spec.scale == "auto" and table.products.dtype == ir.DataType.FLOAT:
+                # Of a table that is cast behind its constant, float32 reads it with scales of its own type.
+                turned = replace(turned, scale=turned.scale.astype(np.float32))
             size_bytes += _store(editor, table.products, spec, turned, decision.target, sink, text)
     return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)
 

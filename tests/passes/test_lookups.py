@@ -19,6 +19,8 @@ TABLE = "g (int64[N] i) => (float[N,48] e) { [n] e = Gather(t, i) }"
 TIED = (
     "g (int64[N] i) => (float[N,20] y) { [n] e = Gather(t, i) [s] v = Transpose<perm=[1,0]>(t) [h] y = MatMul(e, v) }"
 )
+SEEN = TIED.replace("(float[N,20] y)", "(float[N,20] y, float[N,48] e)")
+CAST = SEEN.replace("{ [n] e = Gather(t, i)", "{ w = Cast<to=1>(t) [n] e = Gather(w, i)").replace("(t) [h]", "(w) [h]")
 BOTH = "rules:\n  - match: {role: [embedding, head]}\n    weight: "
 FORMATS = [
     "{format: fp6_e2m3}",
@@ -100,11 +102,13 @@ def test_a_head_that_is_the_embedding_runs_in_a_kernel(target, spec, product):
     )
 
 
-def test_both_copies_hold_the_same_numbers():
-    made, _ = quantize_proto(build(TIED), parse_recipe(BOTH + FORMATS[2]))
-    table, _ = quantize_proto(build(TABLE), parse_recipe(BOTH + FORMATS[2]))
-    rows = run(table, np.arange(20))
-    np.testing.assert_allclose(run(made, np.arange(20)), rows @ rows.T, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize(("graph", "dtype"), [(SEEN, np.float32), (CAST, np.float16)], ids=["plain", "cast"])
+@pytest.mark.parametrize("spec", FORMATS)
+def test_both_copies_hold_the_same_numbers(graph, dtype, spec):
+    made, _ = quantize_proto(build(graph, dtype=dtype), parse_recipe(BOTH + spec))
+    opened = onnxq.session(made.SerializeToString(), providers=["cpu"], accuracy_level=1)
+    y, rows = opened.run(None, {"i": np.arange(20)})
+    np.testing.assert_allclose(y, rows @ rows.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
