@@ -35,6 +35,6 @@ def _cause(operator: str) -> str:
     if "CODEBOOK" in operator:
         return "no kernel knows codebooks; nf4 and integers have one"
     if not operator.startswith(("MatMul", "Linear")):
-        return "kernels are for matrices of one MatMul or Gemm, not for convolutions or shared weights"
+        return "kernels are for matrices of one MatMul or Gemm, not for convolutions, embeddings or shared weights"
     problem = native_library().problem
     return f"onnxq's kernels are not here ({problem})" if problem else "no kernel knows their format"
