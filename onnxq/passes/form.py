@@ -110,17 +110,8 @@ def as_table(weight: Weight, spec: QuantSpec, target: Target) -> Table | None:
     products = replace(weight, sites=others, steps=turned, layout=others[0].layout)
     if any(site.layout != products.layout for site in others):
         return None
-    both = _row_bytes(rows, spec) + planned_bytes(products, spec, target)
+    both = planned_bytes(rows, spec, target) + planned_bytes(products, spec, target)
     return Table(rows, products) if both < weight.size_bytes else None
-
-
-def _row_bytes(rows: Weight, spec: QuantSpec) -> int:
-    """Bytes of packed rows, with the widest of the candidate formats; each zero point takes one."""
-    group = grouping(rows, spec)
-    itemsize = group.scale_type.dtype.itemsize
-    bits = max(get_format(name).bits for name in spec.format)
-    zeros = 0 if spec.symmetric else group.scales
-    return packed_bytes(rows.size, bits) + group.scales * itemsize + (4 if itemsize == 1 else 0) + zeros
 
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
@@ -184,26 +175,28 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
 
     A weight that becomes int8 without loss takes some more where the kernel's blocks are filled up.
     """
-    if table := as_table(weight, spec, target):
-        return _row_bytes(table.rows, spec) + (planned_bytes(table.products, spec, target) if table.products else 0)
+    table = as_table(weight, spec, target)
+    if table is not None and table.products is not None:
+        return planned_bytes(table.rows, spec, target) + planned_bytes(table.products, spec, target)
     kinds = [get_format(name) for name in spec.format]
-    int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
+    int8 = target == "ort-int8" and table is None and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
     bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)
     tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
-    return _bytes(weight, spec, bits, tiled=tiled)
+    return _bytes(weight, spec, bits, tiled=tiled, rows=table is not None)
 
 
-def _bytes(weight: Weight, spec: QuantSpec, bits: int, *, tiled: bool) -> int:
-    """Of codes with so many bits each, and all that lies beside them."""
+def _bytes(weight: Weight, spec: QuantSpec, bits: int, *, tiled: bool = False, rows: bool = False) -> int:
+    """Of codes with so many bits each, and all that lies beside them; in tiles, or in the rows of a table."""
     group = grouping(weight, spec)
     # Scales of one byte have one float32 for the tensor beside them.
     itemsize = group.scale_type.dtype.itemsize
     size, count = weight.size, group.scales
     if tiled:
-        # There each column has a scale of its own, and each zero point a byte; rows and columns fill up units.
-        _, rows, columns = group.matrix
-        size, count = (each * tiled_columns(columns) for each in (tiled_rows(rows), max(1, count // columns)))
-    zeros = 0 if spec.symmetric else count if tiled else packed_bytes(count, bits)
+        # There each column has a scale of its own; rows and columns fill up units.
+        _, K, N = group.matrix
+        size, count = (each * tiled_columns(N) for each in (tiled_rows(K), max(1, count // N)))
+    # In both forms each zero point takes a byte.
+    zeros = 0 if spec.symmetric else count if tiled or rows else packed_bytes(count, bits)
     if spec.salient:
         # Signs and a mask, integers, means beside scales, and a scale of the integers for each column.
         few, columns = salient_count(weight.size, spec.salient), group.matrix[0] * group.matrix[2]
