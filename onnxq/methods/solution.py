@@ -61,7 +61,7 @@ class Salient:
         """The same of [A, K, C] seen as [C, K, A]."""
         codes = np.zeros(self.mask.shape, np.int8)
         codes[self.mask] = self.codes
-        mask, codes, scale, mean = map(_turned, (self.mask, codes, self.scale, self.mean))
+        mask, codes, scale, mean = map(turned, (self.mask, codes, self.scale, self.mean))
         return Salient(mask, codes[mask], scale, mean)
 
 
@@ -120,9 +120,9 @@ class Solution:
         zero, sparse = self.zero_point, self.outliers
         return replace(
             self,
-            codes=_turned(self.codes),
-            scale=_turned(self.scale),
-            zero_point=None if zero is None else _turned(zero),
+            codes=turned(self.codes),
+            scale=turned(self.scale),
+            zero_point=None if zero is None else turned(zero),
             low_rank=None,
             outliers=None if sparse is None else sparse.turned(self.codes.shape),
             salient=None if self.salient is None else self.salient.turned(),
@@ -138,6 +138,6 @@ class Solution:
         return weight
 
 
-def _turned(array: np.ndarray) -> np.ndarray:
+def turned(array: np.ndarray) -> np.ndarray:
     """[A, K, C] as [C, K, A]."""
     return np.ascontiguousarray(array.transpose(2, 1, 0))

@@ -18,7 +18,7 @@ from onnxq.methods import outliers
 from onnxq.methods.correct import aqer, low_rank
 from onnxq.methods.curvature import Curvature
 from onnxq.methods.grid import extremes, square
-from onnxq.methods.solution import Solution
+from onnxq.methods.solution import Solution, turned
 from onnxq.methods.solve import SOLVERS
 from onnxq.model.sites import Weight
 from onnxq.passes.calibrate import Reading, reading_of
@@ -147,7 +147,7 @@ def solve(item: Work, policy: NonFinitePolicy, curvature: Curvature | None, xp: 
             found = _aimed(array, curvature, rounded)
         else:
             # Rows are output channels here: seen as [1, K, C] they share one curvature.
-            found = _aimed(np.ascontiguousarray(_turn(array)), curvature, rounded).turned()
+            found = _aimed(turned(array), curvature, rounded).turned()
         return _unless_lost(found)
 
     try:
@@ -218,12 +218,8 @@ def aimed(weight: Floats, curvature: Curvature) -> Floats:
 
 def as_matrix(array: np.ndarray) -> np.ndarray:
     """[1, K, C], or [C, K, 1] of a convolution, as [K, C]."""
-    return array[0] if array.shape[2] != 1 else np.ascontiguousarray(_turn(array)[0])
-
-
-def _turn(array: np.ndarray) -> np.ndarray:
-    """[A, K, 1] as [1, K, A]."""
-    return array.transpose(2, 1, 0)
+    matrix: np.ndarray = (array if array.shape[2] != 1 else turned(array))[0]
+    return matrix
 
 
 def _clamped(array: np.ndarray) -> np.ndarray:
