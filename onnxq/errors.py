@@ -78,6 +78,11 @@ def number_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def with_others(first: str, others: int) -> str:
+    """`a`, `a and 1 other`, `a and 2 others`."""
+    return f"{first} and {number_of(others, 'other')}" if others else first
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """A sentence that lists the valid names and points at the nearest one."""
     valid = list(valid)

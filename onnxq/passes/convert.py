@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from onnxq.errors import UsageError, number_of
+from onnxq.errors import UsageError, number_of, with_others
 from onnxq.model.load import Model
 from onnxq.model.sites import Weight, find_weights
 from onnxq.passes.cache import CachePlan, cache_statistics, plan_cache, quantize_cache
@@ -257,7 +257,7 @@ def _said(job: _Job, seen: Statistics | None, *, stepped: bool) -> tuple[tuple[s
         unused = "statistics were" if calibration is None else "data was"
         warnings.append(f"nothing that the recipe does here looks at activations: the {unused} not used")
     if blind := unmeasured(job.plan, job.weights, job.model.ir.graph):
-        shown = f"'{blind[0]}'" + (f" and {number_of(len(blind) - 1, 'other')}" if len(blind) > 1 else "")
+        shown = with_others(f"'{blind[0]}'", len(blind) - 1)
         warnings.append(
             f"rounded without data where the method needs it: {shown}; what embeddings, convolutions with groups, and "
             "weights in subgraphs and functions are multiplied with is not measured"

@@ -7,7 +7,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from onnxq.errors import UsageError, number_of
+from onnxq.errors import UsageError, with_others
 from onnxq.formats import get_format
 from onnxq.methods.channels import is_fitted
 from onnxq.model.attention import grouped_attentions
@@ -101,8 +101,8 @@ class CachePlan:
         """Why other tensors stay."""
         for reason in dict.fromkeys(each.reason for each in self.tensors if each.reason):
             first, *others = (each.carried.past.name for each in self.tensors if each.reason == reason)
-            stay = f"and {number_of(len(others), 'other')} stay as they are" if others else "stays as it is"
-            yield f"cache: {first} {stay}: {reason}"
+            stay = "stay as they are" if others else "stays as it is"
+            yield f"cache: {with_others(first, len(others))} {stay}: {reason}"
 
 
 def plan_cache(graph: ir.Graph, spec: CacheSpec | None) -> CachePlan:
