@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 import onnxruntime
-from decode_models import ORT_INT4, prepared
+from decode_models import ORT_INT4, add_roles, prepared
 from decode_profile import profile
 from decoding import Decoder, Opening
 
@@ -102,9 +102,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", nargs="?", type=Path, help="a model with a cache; by default the sample")
     parser.add_argument("--recipes", default="fp6,fp4,int4", help="presets or .yaml files, separated by commas")
     parser.add_argument("--target", help="of the recipes; by default ort, on CUDA ort-cuda")
-    for role, which in (("head", "as onnxruntime's int4 does"), ("embedding", "which in tied models is the head")):
-        told = f"quantize the {role} too, {which}"
-        parser.add_argument(f"--{role}", dest="roles", action="append_const", const=role, default=[], help=told)
+    add_roles(parser)
     parser.add_argument("--ort-int4", action="store_true", help="add onnxruntime's own int4")
     parser.add_argument("--batch", default="1")
     parser.add_argument("--context", default="64,512", help="tokens in the cache")

@@ -66,6 +66,13 @@ def _ort_int4(model: Path, output: Path) -> None:
     quantizer.model.save_model_to_file(str(output), use_external_data_format=True)
 
 
+def add_roles(parser: argparse.ArgumentParser) -> None:
+    """Let a command line say what `prepared` takes as `roles`."""
+    for role, which in (("head", "as onnxruntime's int4 does"), ("embedding", "which in tied models is the head")):
+        told = f"quantize the {role} too, {which}"
+        parser.add_argument(f"--{role}", dest="roles", action="append_const", const=role, default=[], help=told)
+
+
 def main() -> None:
     """Make them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,8 +80,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--recipes", default="fp6,fp4,int4")
     parser.add_argument("--target", default="ort")
-    parser.add_argument("--head", dest="roles", action="append_const", const="head", default=[])
-    parser.add_argument("--embedding", dest="roles", action="append_const", const="embedding")
+    add_roles(parser)
     parser.add_argument("--ort-int4", action="store_true")
     parser.add_argument("--jobs", type=int, default=4)
     asked = parser.parse_args()
