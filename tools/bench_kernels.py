@@ -3,20 +3,20 @@
 python tools/bench_kernels.py OUT.json [--quick]
 python tools/bench_kernels.py OUT.json --shapes 4096x4096,4096x11008 --quick --without-onnxruntime
 
-Weights rotate through more than 200 MB (the L2 cache holds 60), times are medians of CUDA-graph replays, data is
-random, and each result is compared with float64. "Limit" is the time to read the weights once at 4.3 TB/s. The own
-products of onnxruntime are `MatMul` in float16 and `MatMulNBits` with 4 bits in blocks of 128, timed in sessions.
+Weights rotate through more than 200 MB (the L2 cache holds 60), times are medians of CUDA-graph replays, ours and right
+behind them those of cuBLAS, each after 50 ms of its own; data is random, and each result is compared with float64.
+"Limit" is the time to read the weights once at 4.3 TB/s. The own products of onnxruntime are `MatMul` in float16 and
+`MatMulNBits` with 4 bits in blocks of 128, timed in sessions.
 """
 
 import argparse
 import datetime
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from gpu_products import Product, calls_for, seconds_each
+from gpu_products import Product, Replay, calls_for, steady_seconds
 
 from onnxq.runtime.cuda.configuration import Operand
 from onnxq.runtime.cuda.table import choose
@@ -32,33 +32,22 @@ OPERANDS = (
 )
 
 
-class Others:
-    """What one shape is compared with, in microseconds."""
+def of_onnxruntime(N: int, K: int) -> dict[int, dict[str, float]]:
+    """Microseconds of its own products, by rows of x."""
+    from gpu_sessions import Own
 
-    def __init__(self, N: int, K: int) -> None:
-        self.N, self.K = N, K
-        self.known: dict[int, dict[str, float]] = {}
-
-    def time_cublas(self, weight: Product, rows: Sequence[int]) -> None:
-        """Time PyTorch's product for so many rows of x."""
-        for M in rows:
-            x = weight.activations(M)
-            self.known[M] = {"cublas_us": weight.cublas_seconds(x) * 1e6}
-
-    def time_onnxruntime(self, rows: Sequence[int]) -> None:
-        """Time those of onnxruntime."""
-        from gpu_sessions import Own
-
-        for name, operator in (("ort_us", "MatMul"), ("ort_4bit_us", "MatMulNBits")):
-            own = Own(operator, self.N, self.K)
-            for M in rows:
-                self.known[M][name] = own.seconds(M) * 1e6
-            del own
-            torch.cuda.empty_cache()
+    found: dict[int, dict[str, float]] = {M: {} for M in ROWS}
+    for name, operator in (("ort_us", "MatMul"), ("ort_4bit_us", "MatMulNBits")):
+        own = Own(operator, N, K)
+        for M in ROWS:
+            found[M][name] = own.seconds(M) * 1e6
+        del own
+        torch.cuda.empty_cache()
+    return found
 
 
-def line(weight: Product, M: int, others: dict[str, float]) -> dict[str, object]:
-    """Check and time one product."""
+def line(weight: Product, dense: Product, M: int, own: dict[str, float]) -> dict[str, object]:
+    """Check one product, and time it beside cuBLAS."""
     operand, N, K = weight.operand, weight.N, weight.K
     x = weight.activations(M)
     y = torch.empty(M, weight.columns, dtype=x.dtype, device="cuda")
@@ -66,8 +55,9 @@ def line(weight: Product, M: int, others: dict[str, float]) -> dict[str, object]
     error = weight.error(configuration, x, weight.expected(x))
     guess = max(weight.limit_seconds * 1.3, 2 * M * N * K / 6e14)
     run = partial(weight.run, configuration, x, y)
-    us = seconds_each(run, calls_for(guess, weight.copies), weight.copies) * 1e6
-    limit = weight.limit_seconds * 1e6
+    ours = Replay(run, calls_for(guess, weight.copies), weight.copies)
+    us, cublas_us = (steady_seconds(each) * 1e6 for each in (ours, dense.cublas(x.half())))
+    limit, others = weight.limit_seconds * 1e6, {"cublas_us": cublas_us, **own}
     ratios = "  ".join(f"{time / us:5.2f}" for time in others.values())
     print(
         f"{operand.fmt:9} {operand.dtype:8} g{operand.group:<4} {N:6}x{K:<6} M={M:<5} {us:9.2f} us  "
@@ -100,14 +90,12 @@ def main() -> None:
         about["onnxruntime"] = ort.__version__
     lines: list[dict[str, object]] = []
     for N, K in shapes:
-        others = Others(N, K)
-        others.time_cublas(Product(OPERANDS[0], N, K), ROWS)
-        if not arguments.without_onnxruntime:
-            others.time_onnxruntime(ROWS)
+        dense = Product(OPERANDS[0], N, K)
+        own = {M: {} for M in ROWS} if arguments.without_onnxruntime else of_onnxruntime(N, K)
         for operand in OPERANDS if SHAPES[0] == (N, K) or not arguments.quick else OPERANDS[:1]:
             weight = Product(operand, N, K)
             for M in ROWS if operand is OPERANDS[0] or not arguments.quick else (1, 16, 64, 256):
-                lines.append(line(weight, M, others.known[M]))
+                lines.append(line(weight, dense, M, own[M]))
                 arguments.out.write_text(json.dumps({"about": about, "lines": lines}, indent=1))
             del weight
             torch.cuda.empty_cache()

@@ -15,7 +15,7 @@ from onnxq.runtime.cuda.configuration import Configuration, Operand
 
 TORCH_TYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 ROTATION_BYTES = 200e6  # weights rotate through more than this: three times the 60 MB of L2
-WARM_SECONDS = 0.02
+WARM_SECONDS = 0.05
 READ_BYTES_PER_SECOND = 4.3e12  # measured on an H200: the limit of a product that only streams its weights
 
 
@@ -75,12 +75,12 @@ class Product:
             self.values = values * self.scale.double()[rows]
         return self.values
 
-    def cublas_seconds(self, x: torch.Tensor) -> float:
-        """Time of the product with a dense 16-bit weight through PyTorch."""
+    def cublas(self, x: torch.Tensor) -> "Replay":
+        """The product with a dense 16-bit weight through PyTorch."""
         y = torch.empty(x.shape[0], self.N, dtype=x.dtype, device="cuda")
         guess = max(2 * self.N * self.K / READ_BYTES_PER_SECOND, 2 * x.shape[0] * self.N * self.K / 7e14)
         count = calls_for(guess, self.dense_copies)
-        return seconds_each(lambda copy: torch.mm(x, self.halves[copy].t(), out=y), count, self.dense_copies)
+        return Replay(lambda copy: torch.mm(x, self.halves[copy].t(), out=y), count, self.dense_copies)
 
     def run(
         self,
@@ -110,29 +110,37 @@ class Product:
         return float((results[0].double() - reference).norm() / reference.norm())
 
 
-def seconds_each(
-    call: Callable[[int], None], count: int, copies: int, replays: int = 7, warm_seconds: float = WARM_SECONDS
-) -> float:
-    """Median time of one call within a replayed CUDA graph of `count` calls; call(copy) rotates over the copies."""
-    call(0)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for i in range(count):
-            call(i % copies)
-    began = time.monotonic()
-    while time.monotonic() - began < warm_seconds:  # an idle GPU has lowered its clocks
-        graph.replay()
+class Replay:
+    """A CUDA graph of `count` calls; call(copy) rotates over the copies of the weights."""
+
+    def __init__(self, call: Callable[[int], object], count: int, copies: int) -> None:
+        self.call, self.count = call, count  # what a graph was captured from must outlive it
+        call(0)
         torch.cuda.synchronize()
-    times = []
-    for _ in range(replays):
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            for i in range(count):
+                call(i % copies)
+
+    def seconds(self) -> float:
+        """Time of one call in one replay."""
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        graph.replay()
+        self.graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e-3 / count)
-    return statistics.median(times)
+        return start.elapsed_time(end) * 1e-3 / self.count
+
+
+def steady_seconds(replay: Replay, replays: int = 7, warm_seconds: float = WARM_SECONDS) -> float:
+    """Median time of one call when nothing else has run for a while, as layer after layer of a model.
+
+    An idle GPU has lowered its clocks, and many large products draw so much power that it lowers them again.
+    """
+    began = time.monotonic()
+    while time.monotonic() - began < warm_seconds:
+        replay.seconds()
+    return statistics.median(replay.seconds() for _ in range(replays))
 
 
 def calls_for(seconds: float, copies: int) -> int:

@@ -2,33 +2,46 @@
 
 python tools/make_kernel_table.py SWEEP.json ...
 
-Of a configuration timed twice the faster time counts, and of files the last. What the table says of other products
-stays.
+Of a configuration timed twice the faster time of the last file counts; of a product timed alone and with another
+kernel between, the mean of both. What the table says of other products stays.
 """
 
 import json
 import sys
+from collections import defaultdict
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from onnxq.runtime.cuda.configuration import Configuration, Stream, Tile
 from onnxq.runtime.cuda.table import TABLE, measured
 
 Product = tuple[str, int, int, int, int]
+Times = dict[Configuration, float]
+
+
+def timed_in(paths: list[str]) -> dict[Product, Times]:
+    """Microseconds of the configurations that were right, for each product."""
+    found: dict[Product, dict[bool, Times]] = defaultdict(lambda: defaultdict(dict))
+    for path in paths:
+        for sweep in json.loads(Path(path).read_text()):
+            times = found[sweep["fmt"], sweep["group"], sweep["N"], sweep["K"], sweep["M"]][sweep["between"]]
+            for row in sorted(sweep["rows"], key=lambda row: row["us"], reverse=True):
+                if row["error"] < 1e-3:
+                    times[eval(row["configuration"], {"Stream": Stream, "Tile": Tile})] = row["us"]  # noqa: S307 our own text
+    return {product: in_all for product, ways in found.items() if (in_all := _means(*ways.values()))}
+
+
+def _means(*ways: Times) -> Times:
+    """The mean times of what was timed in each way."""
+    return {each: mean(times[each] for times in ways) for each in ways[0] if all(each in times for times in ways)}
 
 
 def main() -> None:
     """Read, choose, write."""
-    times: dict[Product, dict[Configuration, float]] = {}
-    for path in sys.argv[1:]:
-        for sweep in json.loads(Path(path).read_text()):
-            timed = times.setdefault((sweep["fmt"], sweep["group"], sweep["N"], sweep["K"], sweep["M"]), {})
-            for row in sorted(sweep["rows"], key=lambda row: row["us"], reverse=True):
-                if row["error"] < 1e-3:
-                    timed[eval(row["configuration"], {"Stream": Stream, "Tile": Tile})] = row["us"]  # noqa: S307 our own text
-    times = {product: timed for product, timed in times.items() if timed}
-    swept = dict(times)
+    swept = timed_in(sys.argv[1:])
+    times = dict(swept)
     for known in measured() if TABLE.exists() else ():
         times.setdefault((known.fmt, known.group, known.N, known.K, known.M), {known.configuration: known.us})
     lines: list[dict[str, Any]] = []

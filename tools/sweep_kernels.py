@@ -18,11 +18,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from gpu_products import Product, calls_for, seconds_each
+from gpu_products import Product, Replay, calls_for, steady_seconds
 
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
-from onnxq.runtime.cuda.table import choose, fitted, serves
+from onnxq.runtime.cuda.table import choose, fitted, measured, serves
 
 _WARM_SECONDS = 0.003  # one candidate after the other keeps the clocks up
 BUDGETS = (75_000, 113_000, 226_000)  # shared memory for three, two and one block a multiprocessor
@@ -79,15 +79,17 @@ def tiles(operand: Operand, M: int, N: int, K: int) -> Iterator[Tile]:
 
 
 def candidates(operand: Operand, M: int, N: int, K: int, most: int) -> list[Configuration]:
-    """What the table has now, and at most so many others."""
+    """What the table has now, also for other formats of this shape, and at most so many others."""
     found: list[Configuration] = []
     if M <= 64:
         found += streams(operand, M, N, K)
     if M >= 16:
         found += tiles(operand, M, N, K)
     found = list(dict.fromkeys(fitted(operand, each) for each in found if serves(each, operand)))
-    known = choose(operand, M, N, K)
-    return [known, *random.Random(0).sample(found, min(most, len(found)))]  # noqa: S311 a choice of what to try
+    same = [line.configuration for line in measured() if (line.N, line.K) == (N, K) and M <= line.M <= 2 * M]
+    known = [choose(operand, M, N, K), *(fitted(operand, each) for each in same if serves(each, operand))]
+    tried = random.Random(0).sample(found, min(most, len(found)))  # noqa: S311 a choice of what to try
+    return list(dict.fromkeys([*known, *tried]))
 
 
 def compile_one(operand: Operand, configuration: Configuration) -> str:
@@ -124,8 +126,11 @@ def timed(
     def other(_: int) -> None:
         torch.mul(source, 1.0, out=x)
 
+    def seconds_of(call: Callable[[int], None]) -> float:
+        return steady_seconds(Replay(call, count, weight.copies), 5, _WARM_SECONDS)
+
     source.copy_(x)
-    seconds_of_other = seconds_each(other, count, weight.copies, 5, _WARM_SECONDS) if between else 0.0
+    seconds_of_other = seconds_of(other) if between else 0.0
     for configuration in configurations:
         if time.monotonic() > until:
             break
@@ -138,7 +143,7 @@ def timed(
         try:
             error = weight.error(configuration, x, reference)
             call = both if between else run
-            seconds = seconds_each(call, count, weight.copies, 5, _WARM_SECONDS) - seconds_of_other
+            seconds = seconds_of(call) - seconds_of_other
         except Exception as problem:  # noqa: BLE001 as above
             if "refused" not in str(problem) and "CUDA error 1 " not in str(problem):
                 print(configuration, problem)
@@ -147,13 +152,13 @@ def timed(
     known = next((row for row in rows if row["configuration"] == repr(configurations[0])), None)
     rows.sort(key=lambda row: row["us"])
     wrong = [row for row in rows if not row["error"] < 1e-3]
-    limit, cublas = weight.limit_seconds * 1e6, weight.cublas_seconds(x) * 1e6
+    limit, cublas = weight.limit_seconds * 1e6, steady_seconds(weight.cublas(x)) * 1e6
     tried = f"{len(rows)} of {len(configurations)} tried, {len(wrong)} wrong"
     print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, cuBLAS {cublas:.2f} us, {tried}")
     for row in [*([known] if known else []), *rows[:5], *wrong[:3]]:
         us = row["us"]
         print(f"   {us:.2f} us {limit / us:.0%} {cublas / us:.2f} times {row['configuration']} {row['error']:.1e}")
-    about = {"fmt": operand.fmt, "group": operand.group, "N": N, "K": K, "M": M}
+    about = {"fmt": operand.fmt, "group": operand.group, "N": N, "K": K, "M": M, "between": between}
     return about | {"cublas_us": cublas, "rows": rows}
 
 

@@ -10,8 +10,9 @@ from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, 
 
 TABLE = Path(__file__).with_name("table.json")
 MAX_ROWS = 2**31 - 1
+_FEW = 32  # up to here sums of groups find room in any configuration
 _LARGE = 512  # from here on a configuration serves more rows as well
-# As far apart as a product and one of twice its size: formats of one width, and groups of scales of different kinds.
+# As far apart as a product and one of twice its size: two formats, two widths, and groups of scales of two kinds.
 _APART = log(2)
 _KERNELS: dict[str, type[Stream] | type[Tile]] = {"matmul_stream": Stream, "matmul_tile": Tile}
 
@@ -47,19 +48,18 @@ def plan(operand: Operand, N: int, K: int) -> tuple[tuple[int, Configuration], .
     """Configurations for x @ W, each with the most rows of x that it serves, by growing rows; the last serves any.
 
     Every shape that the kernels take has a plan: that of the nearest product of its width, by shape, format and groups
-    of scales. A six-bit weight with groups takes its large products from four-bit lines, whose accumulators leave room
-    for the sums of groups. float32 results are never made of weights that were rounded after scaling (`fold`): then a
-    configuration for fewer rows serves.
+    of scales. Large products of weights with groups need room for the sums of groups: only lines of such weights serve,
+    for six bits those of four as well. float32 results are never made of weights that were rounded after scaling
+    (`fold`): then a configuration for fewer rows serves.
     """
     rows = sorted({line.M for line in measured()})
     exact = [line for line in measured() if serves(line.configuration, operand)]
     made: list[tuple[int, Configuration]] = []
     for M, following in zip(rows, [*rows[1:], MAX_ROWS], strict=True):
-        fours = operand.unit_bytes == 1024 or (operand.group > 0 and M > 32)
-        others = "fp4_e2m1" if fours else "fp6_e3m2"
+        with_sums = operand.group > 0 and M > _FEW
+        others = "fp4_e2m1" if with_sums or operand.unit_bytes == 1024 else "fp6_e3m2"
         most_rows = max(line.M for line in exact if line.M <= M and line.fmt == others)
-        width = Operand(others).unit_bytes
-        lines = [line for line in exact if most_rows == line.M and Operand(line.fmt).unit_bytes == width]
+        lines = [line for line in exact if most_rows == line.M and _lends(line, operand, with_sums=with_sums)]
         best = min(lines, key=partial(_distance, operand, N, K))
         # Of two large numbers of rows the nearer decides.
         most = MAX_ROWS if rows[-1] == M else M if M < _LARGE else isqrt(M * following)
@@ -73,16 +73,23 @@ def serves(configuration: Configuration, operand: Operand) -> bool:
     return not (operand.dtype == "float32" and folds) and not (operand.gates_itself and configuration.rows % 32)
 
 
+def _lends(line: Measured, operand: Operand, *, with_sums: bool) -> bool:
+    """Whether a line of the table may serve such products."""
+    width = Operand(line.fmt).unit_bytes
+    return line.group > 0 and width <= operand.unit_bytes if with_sums else width == operand.unit_bytes
+
+
 def _distance(operand: Operand, N: int, K: int, line: Measured) -> tuple[float, float]:
     """How far a line of the table is from a product; and of two as far, how far its shape is."""
-    differences = (line.fmt != operand.fmt) + (_has_short_groups(line.group) != _has_short_groups(operand.group))
+    formats = (line.fmt != operand.fmt) + (Operand(line.fmt).unit_bytes != operand.unit_bytes)
+    groups = abs(_often(line.group) - _often(operand.group))
     size = abs(log(N / line.N)) + abs(log(K / line.K))
-    return size + _APART * differences, size
+    return size + _APART * (formats + groups), size
 
 
-def _has_short_groups(group: int) -> bool:
-    """Whether scales change within a unit of 128 rows of K."""
-    return 0 < group < 128
+def _often(group: int) -> int:
+    """How often scales change: never (0), behind whole units of 128 rows of K (1), or within one (2)."""
+    return 0 if group == 0 else 1 if group >= 128 else 2
 
 
 def choose(operand: Operand, M: int, N: int, K: int) -> Configuration:
