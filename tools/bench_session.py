@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from gpu_products import Product, Replay, steady_seconds
+from gpu_products import Product, Replay, median_seconds
 from gpu_sessions import replay_seconds
 from onnx import helper, numpy_helper
 
@@ -83,7 +83,7 @@ def bare_seconds(products: list[Product], M: int) -> float:
         # The result of a layer is the activation of the next: two buffers take turns.
         products[layer].run(chosen[layer % 2], buffers[layer % 2], buffers[(layer + 1) % 2])
 
-    return steady_seconds(Replay(call, 20 * LAYERS, LAYERS))
+    return median_seconds(Replay(call, 20 * LAYERS, LAYERS))
 
 
 def main() -> None:

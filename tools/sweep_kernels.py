@@ -18,7 +18,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from gpu_products import Product, Replay, calls_for, steady_seconds
+from gpu_products import Product, Replay, calls_for, median_seconds
 
 from onnxq.runtime.cuda import kernels
 from onnxq.runtime.cuda.configuration import SHARED_BYTES_LIMIT, Configuration, Operand, Stream, Tile
@@ -127,7 +127,7 @@ def timed(
         torch.mul(source, 1.0, out=x)
 
     def seconds_of(call: Callable[[int], None]) -> float:
-        return steady_seconds(Replay(call, count, weight.copies), 5, _WARM_SECONDS)
+        return median_seconds(Replay(call, count, weight.copies), 5, _WARM_SECONDS)
 
     source.copy_(x)
     seconds_of_other = seconds_of(other) if between else 0.0
@@ -152,7 +152,7 @@ def timed(
     known = next((row for row in rows if row["configuration"] == repr(configurations[0])), None)
     rows.sort(key=lambda row: row["us"])
     wrong = [row for row in rows if not row["error"] < 1e-3]
-    limit, cublas = weight.limit_seconds * 1e6, steady_seconds(weight.cublas(x)) * 1e6
+    limit, cublas = weight.limit_seconds * 1e6, median_seconds(weight.cublas(x)) * 1e6
     tried = f"{len(rows)} of {len(configurations)} tried, {len(wrong)} wrong"
     print(f"{operand.fmt} {N}x{K} M={M}: limit {limit:.1f} us, cuBLAS {cublas:.2f} us, {tried}")
     for row in [*([known] if known else []), *rows[:5], *wrong[:3]]:
