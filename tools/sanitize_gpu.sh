@@ -14,7 +14,7 @@ folder=${LOGS:-$(mktemp -d)}
 mkdir -p "$folder"
 run=(python3 -m pytest -q -p no:cacheprovider -m gpu -n 0)
 watched=()
-for kernel in matmul_stream matmul_tile split_float32 sum_pieces gate_pieces; do
+for kernel in matmul_stream matmul_tile split_float32 sum_pieces gate_pieces look_up; do
   watched+=(--kernel-name "kernel_substring=$kernel")
 done
 "${run[@]}" --collect-only "${@:-tests/runtime/cuda/test_kernels.py}" | grep :: >"$folder/tests"

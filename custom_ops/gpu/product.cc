@@ -107,6 +107,24 @@ bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char
   return launch(*driver, "a product", how, parameters, message, size);
 }
 
+bool look_up(void* function, const Weight& weight, const Lookup& lookup, char* message, size_t size) {
+  const Driver* driver = find_driver(message, size);
+  if (!driver) return false;
+  if (lookup.count > kMaxInt || weight.N > kMaxInt || weight.K > kMaxInt) {
+    snprintf(message, size, "%lld indices are too many for one launch", static_cast<long long>(lookup.count));
+    return false;
+  }
+  const void* pointers[] = {weight.packed, weight.scale, weight.zero, lookup.indices, lookup.y};
+  int32_t numbers[] = {static_cast<int32_t>(lookup.columns), static_cast<int32_t>(weight.N),
+                       static_cast<int32_t>(weight.K), lookup.wide};
+  void* parameters[] = {&pointers[0], &pointers[1], &pointers[2], &pointers[3], &pointers[4],
+                        &numbers[0],  &numbers[1],  &numbers[2],  &numbers[3]};
+  // A block takes 32 units of 128 k, as the head of lookup.cu says.
+  const uint32_t down = static_cast<uint32_t>(divide_up(weight.K, 32 * 128));
+  const Launch how{function, {static_cast<uint32_t>(lookup.count), down}, 128, 0, lookup.stream, false};
+  return launch(*driver, "look_up", how, parameters, message, size);
+}
+
 bool split_float32(const Kernels& kernels, const void* x, void* pieces, int64_t count, void* stream, char* message,
                    size_t size) {
   long long numbers = count;

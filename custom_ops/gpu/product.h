@@ -28,6 +28,7 @@ struct Kernels {
   int32_t count;
   void* split_float32;  // CUfunctions of pieces.cu; null unless x is float32
   void* sum_pieces;     // or gate_pieces
+  void* look_up;        // of lookup.cu; then there are no others
 
   const Kernel* for_rows(int64_t rows) const;
 };
@@ -44,6 +45,16 @@ struct Weight {
   const void* zero;     // uint8 [groups, N], or null
 };
 
+// Columns of W that become rows of y.
+struct Lookup {
+  const void* indices;  // [count]; what lies outside of -columns ... columns - 1 gives zeros
+  void* y;              // [count, K]
+  int64_t count;
+  int64_t columns;  // of W that are no filling
+  void* stream;     // CUstream
+  int32_t wide;     // indices are int64, not int32
+};
+
 struct Rows {
   const void* x;     // [M, K] of 16-bit floats
   const void* bias;  // [N] of the type of y, or null
@@ -55,6 +66,8 @@ struct Rows {
 
 // Puts the product on the stream. What went wrong is written to `message`; the result says whether nothing did.
 bool multiply(const Kernel& kernel, const Weight& weight, const Rows& rows, char* message, size_t size);
+
+bool look_up(void* function, const Weight& weight, const Lookup& lookup, char* message, size_t size);
 
 // For float32 activations: x as three bfloat16 each, pieces[3][count]; and y[M, N], the sum of sums[3][M, N] and bias.
 bool split_float32(const Kernels& kernels, const void* x, void* pieces, int64_t count, void* stream, char* message,

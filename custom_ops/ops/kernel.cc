@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t kMaxElements = int64_t{1} << 48;
 
 OrtStatus* check_shape(const Kernel& kernel) {
-  if (kernel.op->is_product() && kernel.shape.rank != 2) {
+  if (kernel.op->family != Family::kDequantize && kernel.shape.rank != 2) {
     return kernel.invalid("attribute shape has %zu numbers; it is [K, N]", kernel.shape.rank);
   }
   int64_t elements = 1;
@@ -88,7 +88,7 @@ OrtStatus* check_constants(const Kernel& kernel, const OrtKernelInfo* info) {
   Inputs unused;
   int64_t scales = 0;
   if (kernel.op->has_bias()) {
-    ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, kernel.op->bias_index(), &value));
+    ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, kernel.op->weight_end(), &value));
     if (value) ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
   }
   ONNXQ_RETURN_IF_ERROR(kernel.api.constant_input(info, first + 1, &value));
@@ -134,6 +134,10 @@ const char* type_name(ElementType type) {
       return "bfloat16";
     case ElementType::kUint8:
       return "uint8";
+    case ElementType::kInt32:
+      return "int32";
+    case ElementType::kInt64:
+      return "int64";
     default:
       return "another type";
   }
@@ -158,7 +162,7 @@ OrtStatus* read_attributes(const OrtKernelInfo* info, Kernel* kernel) {
     return kernel->invalid("attribute block_size, an integer, is missing");
   }
   if (!api.attribute(info, "dtype", &dtype)) return kernel->invalid("attribute dtype, an integer, is missing");
-  if (!kernel->op->is_product() && !api.attribute(info, "axis", &kernel->axis)) {
+  if (kernel->op->family == Family::kDequantize && !api.attribute(info, "axis", &kernel->axis)) {
     return kernel->invalid("attribute axis, an integer, is missing");
   }
   // ONNX and onnxruntime number these three types alike.
@@ -237,7 +241,7 @@ OrtStatus* read_inputs(const Kernel& kernel, OrtKernelContext* context, Inputs* 
   ONNXQ_RETURN_IF_ERROR(check_scale(kernel, value, inputs, &scales));
   ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->scale));
   if (kernel.op->has_bias()) {
-    ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->bias_index(), &value));
+    ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->weight_end(), &value));
     ONNXQ_RETURN_IF_ERROR(check_bias(kernel, value));
     ONNXQ_RETURN_IF_ERROR(api.data(value, &inputs->bias));
   }

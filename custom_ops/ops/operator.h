@@ -6,11 +6,12 @@
 
 namespace onnxq {
 
-enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul, kTiledLinear, kTiledSwiGLU };
+enum class Family : uint8_t { kMatMul, kLinear, kDequantize, kTiledMatMul, kTiledLinear, kTiledSwiGLU, kTiledGather };
 
 // One operator for one type of result: MatMul<F>(x, packed, scale[, zero_point]),
 // Linear<F>(x, packed, scale[, zero_point], bias) or Dequantize<F>(packed, scale[, zero_point]); on a GPU
-// MatMul<F>Tiled and Linear<F>Tiled with the same inputs, and SwiGLU<F>Tiled with those of the first.
+// MatMul<F>Tiled and Linear<F>Tiled with the same inputs, SwiGLU<F>Tiled with those of the first, and
+// Gather<F>Tiled(packed, scale[, zero_point], indices).
 struct Operator : OrtCustomOp {
   static constexpr size_t kMaxName = 40;
 
@@ -21,14 +22,15 @@ struct Operator : OrtCustomOp {
   ElementType type;
   const Format* format;
 
-  bool is_product() const { return family != Family::kDequantize; }
+  constexpr bool is_lookup() const { return family == Family::kTiledGather; }
+  bool is_product() const { return family != Family::kDequantize && !is_lookup(); }
   size_t packed_index() const { return is_product() ? 1 : 0; }
-  size_t bias_index() const { return packed_index() + (asymmetric ? 3 : 2); }
+  size_t weight_end() const { return packed_index() + (asymmetric ? 3 : 2); }  // there stand bias or indices
   constexpr bool has_bias() const { return family == Family::kLinear || family == Family::kTiledLinear; }
   constexpr bool is_tiled() const { return family >= Family::kTiledMatMul; }
   constexpr bool is_gated() const { return family == Family::kTiledSwiGLU; }
   int64_t result_columns(int64_t columns) const { return is_gated() ? columns / 2 : columns; }
-  size_t input_count() const { return bias_index() + (has_bias() ? 1 : 0); }
+  size_t input_count() const { return weight_end() + (has_bias() || is_lookup() ? 1 : 0); }
 };
 
 // onnxruntime's functions for callbacks that are not given them; set once.

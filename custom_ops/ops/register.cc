@@ -44,9 +44,10 @@ int get_end_version(const OrtCustomOp*) { return 1; }
 
 int get_input_type(const OrtCustomOp* op, size_t index) {
   const size_t packed = self(op).packed_index();
-  if (index < packed || index == self(op).bias_index()) return static_cast<int>(self(op).type);
-  // Scales may be of another type than the result: any, checked by the kernel.
-  return static_cast<int>(index == packed + 1 ? ElementType::kUndefined : ElementType::kUint8);
+  const bool behind = index == self(op).weight_end();
+  // Scales may be of another type than the result, and indices of two: any, checked by the kernel.
+  if (index == packed + 1 || (behind && self(op).is_lookup())) return static_cast<int>(ElementType::kUndefined);
+  return static_cast<int>(index < packed || behind ? self(op).type : ElementType::kUint8);
 }
 
 constexpr size_t append(char* to, size_t end, const char* text) {
@@ -80,6 +81,7 @@ constexpr Operator make(Family family, const Format& format, bool asymmetric, El
   made.GetEndVersion = get_end_version;
   size_t end = append(made.name, 0,
                       family == Family::kDequantize ? "Dequantize"
+                      : made.is_lookup()            ? "Gather"
                       : made.is_gated()             ? "SwiGLU"
                       : made.has_bias()             ? "Linear"
                                                     : "MatMul");
@@ -126,6 +128,7 @@ constexpr Operators<Family::kDequantize, kFormatCount> kDequantizes;
 constexpr Operators<Family::kTiledMatMul, kTiledFormatCount> kTiledMatMuls;
 constexpr Operators<Family::kTiledLinear, kTiledFormatCount> kTiledLinears;
 constexpr Operators<Family::kTiledSwiGLU, kTiledFormatCount> kTiledSwiGLUs;
+constexpr Operators<Family::kTiledGather, kTiledFormatCount> kTiledGathers;
 
 std::atomic<OrtApi> g_table{nullptr};
 // What a session asked for; the first two together as well.
@@ -148,6 +151,7 @@ OrtStatus* get_domain(const Api& api, int choice, OrtCustomOpDomain** domain) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledLinears, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledSwiGLUs, *domain));
+    ONNXQ_RETURN_IF_ERROR(add_operators(api, kTiledGathers, *domain));
   } else if (choice & kRoundingProducts) {
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingMatMuls, *domain));
     ONNXQ_RETURN_IF_ERROR(add_operators(api, kRoundingLinears, *domain));
@@ -204,6 +208,7 @@ ONNXQ_EXPORT const char* OnnxqDequantizes() { return onnxq::kDequantizes.names; 
 ONNXQ_EXPORT const char* OnnxqCudaMatMuls() { return onnxq::kTiledMatMuls.names; }
 ONNXQ_EXPORT const char* OnnxqCudaLinears() { return onnxq::kTiledLinears.names; }
 ONNXQ_EXPORT const char* OnnxqCudaSwiGLUs() { return onnxq::kTiledSwiGLUs.names; }
+ONNXQ_EXPORT const char* OnnxqCudaGathers() { return onnxq::kTiledGathers.names; }
 
 // Who compiles kernels for sessions on CUDA.
 ONNXQ_EXPORT void OnnxqSetCompiler(onnxq::Compiler compiler) { onnxq::set_compiler(compiler); }
@@ -212,6 +217,12 @@ ONNXQ_EXPORT void OnnxqSetCompiler(onnxq::Compiler compiler) { onnxq::set_compil
 ONNXQ_EXPORT int OnnxqMultiply(const onnxq::gpu::Kernel* kernel, const onnxq::gpu::Weight* weight,
                                const onnxq::gpu::Rows* rows, char* message, size_t size) {
   return onnxq::gpu::multiply(*kernel, *weight, *rows, message, size);
+}
+
+// The same of columns that are looked up.
+ONNXQ_EXPORT int OnnxqLookUp(void* function, const onnxq::gpu::Weight* weight, const onnxq::gpu::Lookup* lookup,
+                             char* message, size_t size) {
+  return onnxq::gpu::look_up(function, *weight, *lookup, message, size);
 }
 
 // The kernels that sessions made now will run, or null where ONNXQ_CPU_ISA names none that this CPU can run.

@@ -16,7 +16,8 @@ struct TiledKernel : Kernel {
   gpu::Weight weight;
   gpu::Kernels kernels;
   ElementType scale_type;
-  bool constant;  // the weight is, so that it may be read before the kernels before are done
+  bool constant;    // the weight is, so that it may be read before the kernels before are done
+  int64_t columns;  // of the weight that are no filling
 };
 
 int64_t K(const Kernel& kernel) { return kernel.shape.dims[0]; }
@@ -51,9 +52,10 @@ OrtStatus* check_uint8(const TiledKernel& kernel, const char* what, const OrtVal
 // Input `index`: codes, scales, zero points or bias.
 OrtStatus* check_input(const TiledKernel& kernel, size_t index, const OrtValue* value, ElementType* scale_type) {
   const Shape codes{3, {N(kernel) / kUnitN, (K(kernel) + kUnitK - 1) / kUnitK, kernel.weight.unit_bytes}};
-  if (index == 1) return check_uint8(kernel, "packed", value, codes);
-  if (kernel.op->has_bias() && index == kernel.op->bias_index()) return check_bias(kernel, value);
-  if (index == 3) return check_uint8(kernel, "zero_point", value, group_shape(kernel));
+  const size_t first = kernel.op->packed_index();
+  if (index == first) return check_uint8(kernel, "packed", value, codes);
+  if (index == kernel.op->weight_end()) return check_bias(kernel, value);
+  if (index == first + 2) return check_uint8(kernel, "zero_point", value, group_shape(kernel));
   ONNXQ_RETURN_IF_ERROR(check(kernel, "scale", value, group_shape(kernel), scale_type));
   if (float_type(*scale_type)) return nullptr;
   return kernel.invalid("scale is %s; it is float, float16 or bfloat16", type_name(*scale_type));
@@ -69,6 +71,9 @@ OrtStatus* read_tiled_attributes(const OrtKernelInfo* info, TiledKernel* kernel)
     return kernel->invalid("attribute layout is %lld; this version of onnxq knows 2 (tiled2)",
                            static_cast<long long>(layout));
   }
+  kernel->columns = N(*kernel);
+  // Lookups tell filling from columns; they are in the same units as those of a product that reads them too.
+  if (kernel->op->is_lookup()) kernel->shape.dims[1] += (kUnitN - N(*kernel) % kUnitN) % kUnitN;
   const int64_t k = K(*kernel), n = N(*kernel), block = kernel->block_size;
   if (k == 0 || n == 0 || k % kSlabK || n % kUnitN) {
     return kernel->invalid("attribute shape is [%lld, %lld]; the GPU kernels take K in slabs of 64, N in units of 16",
@@ -91,18 +96,22 @@ OrtStatus* read_tiled_attributes(const OrtKernelInfo* info, TiledKernel* kernel)
   return nullptr;
 }
 
+// One past the last input that is checked alike: indices are no part of a weight.
+size_t checked_inputs(const Operator& op) { return op.is_lookup() ? op.weight_end() : op.input_count(); }
+
 // Checks what does not change, and says on which device it is.
 OrtStatus* check_constants(const OrtKernelInfo* info, TiledKernel* kernel, int32_t* device) {
   const Api& api = kernel->api;
   kernel->constant = true;
   kernel->scale_type = kernel->op->type;
-  for (size_t i = 1; i < kernel->op->input_count(); ++i) {
+  const size_t first = kernel->op->packed_index();
+  for (size_t i = first; i < checked_inputs(*kernel->op); ++i) {
     const OrtValue* value = nullptr;
     ONNXQ_RETURN_IF_ERROR(api.constant_input(info, i, &value));
     kernel->constant = kernel->constant && value;
     if (!value) continue;
     ONNXQ_RETURN_IF_ERROR(check_input(*kernel, i, value, &kernel->scale_type));
-    if (i == 1) ONNXQ_RETURN_IF_ERROR(api.device(value, device));
+    if (i == first) ONNXQ_RETURN_IF_ERROR(api.device(value, device));
   }
   return nullptr;
 }
@@ -118,6 +127,7 @@ OrtStatus* compile(TiledKernel* kernel, int32_t device) {
                         kernel->weight.group,
                         kernel->weight.zero_points,
                         op.is_gated(),
+                        op.is_lookup(),
                         kernel->weight.K,
                         kernel->weight.N};
   char message[320] = "";
@@ -128,16 +138,17 @@ OrtStatus* read_weight(const TiledKernel& kernel, const OrtKernelContext* contex
                        const void** bias) {
   *weight = kernel.weight;
   const void** const places[] = {&weight->packed, &weight->scale, kernel.op->asymmetric ? &weight->zero : bias, bias};
-  for (size_t i = 1; i < kernel.op->input_count(); ++i) {
+  const size_t first = kernel.op->packed_index();
+  for (size_t i = first; i < checked_inputs(*kernel.op); ++i) {
     const OrtValue* value = nullptr;
     ElementType type = kernel.scale_type;
     ONNXQ_RETURN_IF_ERROR(kernel.api.input(context, i, &value));
     ONNXQ_RETURN_IF_ERROR(check_input(kernel, i, value, &type));
     if (type != kernel.scale_type) {
-      return kernel.invalid("scale is %s; kernels were compiled for %s, the type of x, since it is no constant",
+      return kernel.invalid("scale is %s; kernels were compiled for %s, the type of the result, since it is no constant",
                             type_name(type), type_name(kernel.scale_type));
     }
-    ONNXQ_RETURN_IF_ERROR(kernel.api.data(value, places[i - 1]));
+    ONNXQ_RETURN_IF_ERROR(kernel.api.data(value, places[i - first]));
   }
   weight->scale_bytes = kernel.scale_type == ElementType::kFloat ? 4 : 2;
   return nullptr;
@@ -182,6 +193,34 @@ OrtStatus* multiply_float32(const TiledKernel& kernel, const gpu::Weight& weight
   return status;
 }
 
+OrtStatus* look_up(const TiledKernel& kernel, OrtKernelContext* context) {
+  const Api& api = kernel.api;
+  const OrtValue* indices = nullptr;
+  Shape shape;
+  ElementType type;
+  ONNXQ_RETURN_IF_ERROR(api.input(context, kernel.op->weight_end(), &indices));
+  ONNXQ_RETURN_IF_ERROR(api.shape(indices, &shape, &type));
+  if (type != ElementType::kInt32 && type != ElementType::kInt64) {
+    return kernel.invalid("indices are %s; they are int32 or int64", type_name(type));
+  }
+  if (shape.rank == Shape::kMaxRank) return kernel.invalid("indices have %zu dimensions or more", shape.rank);
+  gpu::Weight weight;
+  gpu::Lookup lookup{};
+  const void* none = nullptr;
+  ONNXQ_RETURN_IF_ERROR(read_weight(kernel, context, &weight, &none));
+  ONNXQ_RETURN_IF_ERROR(api.data(indices, &lookup.indices));
+  lookup.count = shape.elements();
+  lookup.columns = kernel.columns;
+  lookup.wide = type == ElementType::kInt64;
+  shape.dims[shape.rank++] = weight.K;
+  ONNXQ_RETURN_IF_ERROR(api.output(context, 0, shape, &lookup.y));
+  if (lookup.count == 0) return nullptr;
+  ONNXQ_RETURN_IF_ERROR(api.gpu_stream(context, &lookup.stream));
+  char message[320] = "";
+  const bool done = gpu::look_up(kernel.kernels.look_up, weight, lookup, message, sizeof message);
+  return done ? nullptr : failure(kernel, message);
+}
+
 }  // namespace
 
 void set_compiler(Compiler compiler) { g_compiler.store(compiler); }
@@ -207,6 +246,7 @@ OrtStatus* create_tiled(const OrtCustomOp* op, OrtApi table, const OrtKernelInfo
 
 OrtStatus* compute_tiled(void* self, OrtKernelContext* context) {
   const TiledKernel& kernel = *static_cast<const TiledKernel*>(self);
+  if (kernel.op->is_lookup()) return look_up(kernel, context);
   const Api& api = kernel.api;
   const OrtValue* x = nullptr;
   Shape shape;

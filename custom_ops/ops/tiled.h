@@ -14,7 +14,8 @@ struct Request {
   ElementType scale_type;
   int32_t group;
   int32_t zero_points;
-  int32_t gated;  // strips of 16 columns are gate and up in turn
+  int32_t gated;   // strips of 16 columns are gate and up in turn
+  int32_t lookup;  // columns are looked up, and nothing multiplied
   int64_t K, N;
 };
 

@@ -35,7 +35,7 @@ constexpr uint32_t kApiVersion = 18;
 // Up to which OrtCustomOp is declared here.
 constexpr uint32_t kOperatorVersion = 17;
 
-enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kFloat16 = 10, kBFloat16 = 16 };
+enum class ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kFloat16 = 10, kBFloat16 = 16 };
 enum class ErrorCode : int { kFail = 1, kInvalidArgument = 2, kNotImplemented = 9, kInvalidGraph = 10 };
 enum Characteristic : int { kRequired = 0 };
 enum MemoryType : int { kMemoryDefault = 0 };

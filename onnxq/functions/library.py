@@ -146,14 +146,17 @@ def _with_callees(operator: str) -> tuple[FunctionProto, ...]:
 
 
 def _tiled(operator: str, kind: Format, family: str, asymmetric: str) -> tuple[FunctionProto, ...]:
-    """The functions of `MatMul<F>Tiled`, `Linear<F>Tiled` or `SwiGLU<F>Tiled`."""
-    if family not in ("MatMul", "Linear", "SwiGLU") or kind.name not in TILED_FORMATS:
+    """The functions of `MatMul<F>Tiled`, `Linear<F>Tiled`, `SwiGLU<F>Tiled` or `Gather<F>Tiled`."""
+    if family not in ("MatMul", "Linear", "SwiGLU", "Gather") or kind.name not in TILED_FORMATS:
         raise ValueError(operator)
     domain, suffix = Opset(DOMAIN, VERSION), operator_suffix(kind)
     untiling = tiled.untile(domain, kind)
-    matmul = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
-    multiplying = matmul(domain, kind, untiling)
-    scripts: list[tuple[Any, OnnxFunction[Any, Any]]] = [(tiled.untile, untiling), (matmul, multiplying)]
+    if family == "Gather":
+        reading = tiled.gather_tiled_asymmetric if asymmetric else tiled.gather_tiled
+    else:
+        reading = tiled.matmul_tiled_asymmetric if asymmetric else tiled.matmul_tiled
+    multiplying = reading(domain, kind, untiling)
+    scripts: list[tuple[Any, OnnxFunction[Any, Any]]] = [(tiled.untile, untiling), (reading, multiplying)]
     names = {untiling.name: f"Untile{suffix}", multiplying.name: f"MatMul{suffix}Tiled{asymmetric}"}
     if family == "Linear":
         linear = tiled.linear_tiled_asymmetric if asymmetric else tiled.linear_tiled

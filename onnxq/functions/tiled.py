@@ -17,6 +17,7 @@ from onnxq.formats.tiled import PARTS, TURNS, codes_of_bytes, codes_of_half_word
 
 _FLOAT = int(onnx.TensorProto.FLOAT)
 _INT32 = int(onnx.TensorProto.INT32)
+_INT64 = int(onnx.TensorProto.INT64)
 
 
 def untile(domain: Opset, kind: Format) -> OnnxFunction:
@@ -150,6 +151,70 @@ def linear_tiled_asymmetric(domain: Opset, multiplying: OnnxFunction) -> OnnxFun
         return op.Add(product, bias)
 
     return LinearTiledAsymmetric
+
+
+def gather_tiled(domain: Opset, kind: Format, untiling: OnnxFunction) -> OnnxFunction:
+    """`Gather<F>Tiled(packed, scale, indices) {shape: [K, N], block_size, dtype, layout}`: columns, as rows of floats.
+
+    Only the strips of 16 columns that they stand in are unpacked. `packed` and `scale` may have more columns than N,
+    which fill up the last strip: a product may read the same.
+    """
+    values = numpy_helper.from_array(kind.values)
+
+    @script(domain, default_opset=op)
+    def GatherTiled(packed, scale, indices, shape: Sequence[int], block_size: int, dtype: int, layout: int):
+        dims = op.Constant(value_ints=shape)
+        zero, one, all_ = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[-1])
+        wanted, strip = op.Cast(op.Reshape(indices, all_), to=_INT64), op.Constant(value_ints=[16])
+        # Counted from the end where they are negative. One more is unpacked: a Reshape takes a size of 0 for another.
+        counted = op.Where(wanted < zero, wanted + op.Slice(dims, one, op.Constant(value_ints=[2])), wanted)
+        columns = op.Concat(counted, zero, axis=0)
+        codes = untiling(op.Gather(packed, columns / strip))
+        places = op.Range(op.Constant(value_int=0), op.Size(columns), op.Constant(value_int=1))
+        rows = op.Transpose(op.Gather(codes, places * strip + op.Mod(columns, strip), axis=1), perm=[1, 0])
+        length = op.Slice(dims, zero, one)
+        units = op.Gather(op.Constant(value=values), op.Slice(rows, zero, length, one))
+        k = op.Range(op.Constant(value_int=0), op.Squeeze(length), op.Constant(value_int=1))
+        group = k / op.Constant(value_int=block_size)
+        theirs = op.Transpose(op.Cast(op.Gather(scale, columns, axis=1), to=_FLOAT), perm=[1, 0])
+        scales = op.Gather(theirs, group, axis=1)
+        result = op.Slice(units * scales, zero, op.Shape(wanted), zero)
+        return op.Reshape(op.Cast(result, to=dtype), op.Concat(op.Shape(indices), length, axis=0))
+
+    return GatherTiled
+
+
+def gather_tiled_asymmetric(domain: Opset, kind: Format, untiling: OnnxFunction) -> OnnxFunction:
+    """`Gather<F>TiledAsymmetric(packed, scale, zero_point, indices) {...}`: as `Gather<F>Tiled`, of value - zero point.
+
+    Zero points are codes of the same format, one a byte, in the shape of the scales.
+    """
+    values = numpy_helper.from_array(kind.values)
+
+    @script(domain, default_opset=op)
+    def GatherTiledAsymmetric(
+        packed, scale, zero_point, indices, shape: Sequence[int], block_size: int, dtype: int, layout: int
+    ):
+        dims, table = op.Constant(value_ints=shape), op.Constant(value=values)
+        zero, one, all_ = op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[-1])
+        wanted, strip = op.Cast(op.Reshape(indices, all_), to=_INT64), op.Constant(value_ints=[16])
+        counted = op.Where(wanted < zero, wanted + op.Slice(dims, one, op.Constant(value_ints=[2])), wanted)
+        columns = op.Concat(counted, zero, axis=0)
+        codes = untiling(op.Gather(packed, columns / strip))
+        places = op.Range(op.Constant(value_int=0), op.Size(columns), op.Constant(value_int=1))
+        rows = op.Transpose(op.Gather(codes, places * strip + op.Mod(columns, strip), axis=1), perm=[1, 0])
+        length = op.Slice(dims, zero, one)
+        units = op.Gather(table, op.Slice(rows, zero, length, one))
+        k = op.Range(op.Constant(value_int=0), op.Squeeze(length), op.Constant(value_int=1))
+        group = k / op.Constant(value_int=block_size)
+        theirs = op.Transpose(op.Cast(op.Gather(scale, columns, axis=1), to=_FLOAT), perm=[1, 0])
+        scales = op.Gather(theirs, group, axis=1)
+        zero_codes = op.Cast(op.Gather(zero_point, columns, axis=1), to=_INT32)
+        zeros = op.Gather(op.Transpose(op.Gather(table, zero_codes), perm=[1, 0]), group, axis=1)
+        result = op.Slice((units - zeros) * scales, zero, op.Shape(wanted), zero)
+        return op.Reshape(op.Cast(result, to=dtype), op.Concat(op.Shape(indices), length, axis=0))
+
+    return GatherTiledAsymmetric
 
 
 def swiglu(domain: Opset) -> OnnxFunction:

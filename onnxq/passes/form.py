@@ -12,7 +12,7 @@ from onnxq.formats.tiled import tiled_columns, tiled_rows
 from onnxq.methods import outliers
 from onnxq.methods.grid import GridSpec, largest_of
 from onnxq.methods.solve.pb_llm import salient_count
-from onnxq.model.operators import is_op
+from onnxq.model.operators import Layout, is_op
 from onnxq.model.sites import Weight
 from onnxq.passes.fusion import will_fuse, will_tile
 from onnxq.passes.integers import reads_integers
@@ -77,26 +77,29 @@ class Table:
 
     Attributes:
         rows: The weight with the sites that look rows up.
-        products: The weight with the other sites, transposed; None where there are none.
+        products: The weight with the other sites, transposed. There may be none.
+        in_tiles: Both read the same: tiles for GPU kernels, of which a row is a column. Otherwise lookups read packed
+            rows, and products have a weight of their own.
     """
 
     rows: Weight
-    products: Weight | None
+    products: Weight
+    in_tiles: bool
 
 
 def as_table(weight: Weight, spec: QuantSpec, target: Target) -> Table | None:
     """The table that a weight leaves as: packed rows for lookups, and beside them what products read of it.
 
     None where a weight is no such thing, or would not get smaller: then its readers share one dequantized weight. On a
-    GPU they do, too: functions that run in every step could keep it from being captured as a CUDA graph.
+    GPU those share one that have no tiles: functions that run in every step cannot be captured as a CUDA graph.
     """
-    if target in ("standard", "ort-cuda") or weight.obstacle or spec.outliers or spec.salient or len(weight.shape) != 2:
+    if target == "standard" or weight.obstacle or spec.outliers or spec.salient or len(weight.shape) != 2:
         return None
     if any(name in LEARNED_FORMATS for name in spec.format):
         return None
     lookups = tuple(site for site in weight.sites if is_op(site.node, "Gather"))
     others = tuple(site for site in weight.sites if site not in lookups)
-    if not lookups or weight.tensor.shape.numpy()[1] % 8:
+    if not lookups:
         return None
     # A table may be stored in another float type; products see it transposed.
     casts = lookups[0].steps or ()
@@ -105,19 +108,22 @@ def as_table(weight: Weight, spec: QuantSpec, target: Target) -> Table | None:
     if not alike or any(operator != "Cast" for operator, _ in casts):
         return None
     rows = replace(weight, sites=lookups, steps=casts, layout=lookups[0].layout)
-    if not others:
-        return Table(rows, None)
-    products = replace(weight, sites=others, steps=turned, layout=others[0].layout)
+    products = replace(weight, sites=others, steps=turned, layout=Layout(reduction=0, channel=1))
     if any(site.layout != products.layout for site in others):
         return None
-    both = planned_bytes(rows, spec, target) + planned_bytes(products, spec, target)
-    return Table(rows, products) if both < weight.size_bytes else None
+    if target == "ort-cuda":
+        tiled = all(leaves_tiled(products, get_format(name), spec) for name in spec.format)
+        return Table(rows, products, in_tiles=True) if tiled else None
+    if weight.tensor.shape.numpy()[1] % 8:
+        return None
+    table = Table(rows, products, in_tiles=False)
+    return table if not others or _table_bytes(table, spec, target) < weight.size_bytes else None
 
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
     """Opset and IR version that each candidate format of a spec needs."""
     if table := as_table(weight, spec, target):
-        of_products = [] if table.products is None else needs(table.products, spec, target)
+        of_products = needs(table.products, spec, target) if table.products.sites else []
         return [(FUNCTION_OPSET, FUNCTION_IR_VERSION), *of_products]
     flat = weight.layout is not None and weight.layout.flatten
     blocked = spec.granularity == "group" or (spec.granularity == "channel" and len(weight.shape) != 2 and not flat)
@@ -175,14 +181,21 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
 
     A weight that becomes int8 without loss takes some more where the kernel's blocks are filled up.
     """
-    table = as_table(weight, spec, target)
-    if table is not None and table.products is not None:
-        return planned_bytes(table.rows, spec, target) + planned_bytes(table.products, spec, target)
+    if table := as_table(weight, spec, target):
+        return _table_bytes(table, spec, target)
     kinds = [get_format(name) for name in spec.format]
-    int8 = target == "ort-int8" and table is None and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
+    int8 = target == "ort-int8" and weight.dtype != ir.DataType.BFLOAT16 and not spec.outliers
     bits = max(8 if int8 and kind.onnx_type in LOSSLESS_INT8 else kind.bits for kind in kinds)
     tiled = target == "ort-cuda" and any(leaves_tiled(weight, kind, spec) for kind in kinds)
-    return _bytes(weight, spec, bits, tiled=tiled, rows=table is not None)
+    return _bytes(weight, spec, bits, tiled=tiled)
+
+
+def _table_bytes(table: Table, spec: QuantSpec, target: Target) -> int:
+    """Of what lookups and products read."""
+    of_products = planned_bytes(table.products, spec, target) if table.products.sites or table.in_tiles else 0
+    if table.in_tiles:
+        return of_products
+    return of_products + _bytes(table.rows, spec, max(get_format(name).bits for name in spec.format), rows=True)
 
 
 def _bytes(weight: Weight, spec: QuantSpec, bits: int, *, tiled: bool = False, rows: bool = False) -> int:

@@ -19,7 +19,7 @@ from onnxq.passes import int8
 from onnxq.passes.compensate import compensate
 from onnxq.passes.curvatures import Curvatures
 from onnxq.passes.edit import Editor
-from onnxq.passes.form import as_table, leaves_tiled, runs_as_integers
+from onnxq.passes.form import Table, as_table, leaves_tiled, runs_as_integers
 from onnxq.passes.fusion import is_matmul_weight
 from onnxq.passes.insert import insert
 from onnxq.passes.integers import quantize_biases, reads_integers, with_zero_point
@@ -136,14 +136,24 @@ def _replace(editor: Editor, weight: Weight, decision: Decision, solution: Solut
     if table is None:
         size_bytes += _store(editor, weight, spec, solution, decision.target, sink, text)
     else:
-        size_bytes += replace_lookups(editor, table.rows, solution, sink, text)
-        if table.products is not None:
-            turned = solution.turned()
-            if spec.scale == "auto" and table.products.dtype == ir.DataType.FLOAT:
-                # Of a table that is cast behind its constant, float32 reads it with scales of its own type.
-                turned = replace(turned, scale=turned.scale.astype(np.float32))
-            size_bytes += _store(editor, table.products, spec, turned, decision.target, sink, text)
+        size_bytes += _store_table(editor, table, spec, solution, decision.target, sink, text)
     return Result(weight.name, kind, size_bytes, solution.sqnr_db, histogram=counts)
+
+
+def _store_table(
+    editor: Editor, table: Table, spec: QuantSpec, solution: Solution, target: Target, sink: Sink, text: str
+) -> int:
+    """Store what lookups read, and products beside them; its bytes."""
+    turned = solution.turned()
+    if spec.scale == "auto" and table.products.dtype == ir.DataType.FLOAT:
+        # Of a table that is cast behind its constant, float32 reads it with scales of its own type.
+        turned = replace(turned, scale=turned.scale.astype(np.float32))
+    if table.in_tiles:
+        return replace_products(editor, table.products, turned, sink, text, lookups=table.rows.sites)
+    size_bytes = replace_lookups(editor, table.rows, solution, sink, text)
+    if table.products.sites:
+        size_bytes += _store(editor, table.products, spec, turned, target, sink, text)
+    return size_bytes
 
 
 def _store(

@@ -1,4 +1,7 @@
-"""Products for onnxq's GPU kernels: `MatMul<F>Tiled` and `Linear<F>Tiled`, weights in the order of tensor cores."""
+"""What onnxq's GPU kernels run, on weights in the order of tensor cores.
+
+`MatMul<F>Tiled` and `Linear<F>Tiled` multiply by them, and `Gather<F>Tiled` looks their columns up.
+"""
 
 from collections.abc import Sequence
 
@@ -9,7 +12,7 @@ from onnxq.formats.tiled import TILED_VERSION, pack_tiled, tiled_columns, tiled_
 from onnxq.functions import DOMAIN, operator_suffix
 from onnxq.methods.solution import Solution
 from onnxq.model.products import with_bias
-from onnxq.model.sites import Weight
+from onnxq.model.sites import Site, Weight
 from onnxq.passes.edit import Attributes, Editor, describe
 from onnxq.passes.insert import Shelf, scales
 from onnxq.passes.sink import Sink
@@ -18,7 +21,9 @@ from onnxq.passes.sink import Sink
 Step = tuple[tuple[str, str], Sequence[ir.Value | None], Attributes]
 
 
-def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str) -> int:
+def replace_products(
+    editor: Editor, weight: Weight, solution: Solution, sink: Sink, text: str, lookups: Sequence[Site] = ()
+) -> int:
     """Turn the products with a weight into `MatMul<F>Tiled`, those with a bias into `Linear<F>Tiled`.
 
     Columns that fill up the last unit of the layout are copies of the last one, and cut off the result. Rows that do so
@@ -30,6 +35,7 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
         solution: Its codes and scales.
         sink: Takes the bytes.
         text: What a graph viewer shows about them.
+        lookups: Which look up its columns; they become `Gather<F>Tiled` of the same.
 
     Returns:
         Bytes of codes, scales and zero points.
@@ -52,7 +58,11 @@ def replace_products(editor: Editor, weight: Weight, solution: Solution, sink: S
         "dtype": int(weight.dtype),
         "layout": TILED_VERSION,
     }
-    cut = _first_columns(editor, weight, N) if columns > N else []
+    for site in lookups:
+        inputs = [packed, scale_for(site.node), *zeros, site.node.inputs[1]]
+        editor.replace(site.node, (DOMAIN, f"Gather{ending}"), inputs, {**attributes, "shape": [K, N]})
+        describe(site.node, text)
+    cut = _first_columns(editor, weight, N) if columns > N and weight.sites else []
     for site in weight.sites:
         node = site.node
         place, bias = with_bias(node, N)

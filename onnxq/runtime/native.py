@@ -17,7 +17,7 @@ _LIBRARY_VARIABLE = "ONNXQ_NATIVE_LIBRARY"
 # Activations of a row that share a scale, where they are rounded.
 _INT8_RUN = 32
 # Functions of the library that name its operators, one a line.
-_ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears", "CudaSwiGLUs")
+_ON_CPU, _ON_CUDA = ("MatMuls", "Linears", "Dequantizes"), ("CudaMatMuls", "CudaLinears", "CudaSwiGLUs", "CudaGathers")
 
 
 @dataclass(frozen=True)

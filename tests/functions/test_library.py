@@ -190,6 +190,35 @@ def test_matmul_of_a_weight_in_tiles(name: str, asymmetric: bool, opset: int) ->
     np.testing.assert_array_equal(run(model_of(node, opset, 2, **given, b=bias)), expected + bias)
 
 
+@pytest.mark.parametrize("opset", [13, 26])
+@pytest.mark.parametrize(
+    ("name", "asymmetric"), [*((name, False) for name in TILED_FORMATS), ("int4", True), ("uint4", True)]
+)
+def test_columns_of_a_weight_in_tiles_are_looked_up(name: str, asymmetric: bool, opset: int) -> None:
+    kind, rng, (K, N, filled) = get_format(name), np.random.default_rng(0), (192, 41, 48)
+    codes, zeros = codes_of(kind, (256, filled)), codes_of(kind, (2, filled), seed=1)
+    scale = rng.uniform(0.5, 2, (2, filled)).astype(np.float16)
+    rows = np.arange(K) // 128
+    values = kind.values[codes[:K]] - (kind.values[zeros][rows] if asymmetric else 0)
+    columns = (values * scale.astype(np.float32)[rows]).astype(np.float16).T[:N]
+    node = helper.make_node(
+        f"Gather{operator_suffix(kind)}Tiled" + ("Asymmetric" if asymmetric else ""),
+        ["p", "s", *(["z"] if asymmetric else []), "i"],
+        ["y"],
+        domain=DOMAIN,
+        shape=[K, N],
+        block_size=128,
+        dtype=onnx.TensorProto.FLOAT16,
+        layout=TILED_VERSION,
+    )
+    given = {"p": pack_tiled(codes, kind), "s": scale} | ({"z": zeros} if asymmetric else {})
+    for indices in (np.arange(N), np.int32([[0, 40, 0], [-1, -41, 17]]), np.array(16), np.zeros((0, 2), np.int64)):
+        model = model_of(node, opset, indices.ndim + 1, **given, i=indices)
+        np.testing.assert_array_equal(run(model), columns[indices])
+        if opset == 13:
+            np.testing.assert_array_equal(ReferenceEvaluator(model).run(None, {})[0], columns[indices])
+
+
 @pytest.mark.parametrize(("name", "dtype"), [("e8m0", ml_dtypes.float8_e8m0fnu), ("e4m3", ml_dtypes.float8_e4m3fn)])
 def test_scales_of_one_byte(name: str, dtype: type) -> None:
     codes = np.arange(1, 127, dtype=np.uint8).reshape(7, 18)

@@ -102,6 +102,28 @@ def test_a_head_that_is_the_embedding_runs_in_a_kernel(target, spec, product):
     )
 
 
+@pytest.mark.parametrize("spec", [FORMATS[0], FORMATS[1], FORMATS[3], FORMATS[4], FORMATS[5]])
+@pytest.mark.parametrize(("graph", "dtype"), [(SEEN, np.float32), (CAST, np.float16), (TABLE, np.float32)])
+def test_for_gpu_kernels_lookups_and_products_read_the_same_tiles(graph, dtype, spec):
+    graph = graph.replace("48]", "64]")
+    recipe = parse_recipe(BOTH + spec)
+    made, report = quantize_proto(build(graph, 100, 64, dtype), recipe, target="ort-cuda")
+    tied = "MatMul" in graph
+    assert [re.sub(r"FP6|FP4|UINT4|E\dM\d", "", name) for name in operators(made) if "Tiled" in name] == [
+        name + ("Asymmetric" if "uint4" in spec else "") for name in ("GatherTiled", "MatMulTiled")[: 1 + tied]
+    ]
+    stored = sum(numpy_helper.to_array(each).nbytes for each in made.graph.initializer if each.data_type != 7)
+    assert stored == report.quantized[0].result_bytes
+    planned = onnxq.plan(from_proto(build(graph, 100, 64, dtype)), recipe, target="ort-cuda")
+    assert planned.quantized[0].result_bytes == stored
+    plain, _ = quantize_proto(build(graph, 100, 64, dtype), recipe)
+    indices = {"i": np.array([3, 0, 99, -1, -100])}
+    want = onnxq.session(plain.SerializeToString(), providers=["cpu"], accuracy_level=1).run(None, indices)
+    got = onnxq.session(made.SerializeToString(), providers=["cpu"]).run(None, indices)
+    np.testing.assert_array_equal(got[-1], want[-1])
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("graph", "dtype"), [(SEEN, np.float32), (CAST, np.float16)], ids=["plain", "cast"])
 @pytest.mark.parametrize("spec", FORMATS)
 def test_both_copies_hold_the_same_numbers(graph, dtype, spec):

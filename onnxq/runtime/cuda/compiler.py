@@ -9,7 +9,7 @@ from onnxq.formats import get_format
 from onnxq.functions import operator_suffix
 from onnxq.runtime.cuda.configuration import Operand
 from onnxq.runtime.cuda.interface import MESSAGE_BYTES, Compiler, Kernels
-from onnxq.runtime.cuda.kernels import kernels_for
+from onnxq.runtime.cuda.kernels import kernels_for, lookup_for
 
 logger = logging.getLogger(__name__)
 
@@ -36,11 +36,13 @@ def compile_kernels(request: Any, kernels: Any, message: int, size: int) -> int:
     try:
         asked = request.contents
         operand, began = operand_of(asked), time.monotonic()
-        made = kernels_for(operand, asked.N, asked.K, None if asked.device < 0 else asked.device)
+        device = None if asked.device < 0 else asked.device
+        made = lookup_for(operand, device) if asked.lookup else kernels_for(operand, asked.N, asked.K, device)
         ctypes.memmove(kernels, ctypes.byref(made), ctypes.sizeof(Kernels))
         name = operator_suffix(get_format(operand.fmt))
         seconds = time.monotonic() - began
-        logger.info("%d GPU kernels for %s [%d, %d], %.1f s", made.count, name, asked.K, asked.N, seconds)
+        count = made.count or 1
+        logger.info("%d GPU kernels for %s [%d, %d], %.1f s", count, name, asked.K, asked.N, seconds)
     except BaseException as error:  # noqa: BLE001
         text = f"{type(error).__name__}: {error}".encode()[: min(size, MESSAGE_BYTES) - 1]
         ctypes.memmove(message, text + b"\0", len(text) + 1)

@@ -36,13 +36,14 @@ class Kernel(ctypes.Structure):
 
 
 class Kernels(ctypes.Structure):
-    """All kernels of one weight, by growing rows; the last two only for float32 activations."""
+    """All kernels of one weight, by growing rows; two more for float32 activations; or one that looks columns up."""
 
     _fields_ = (
         ("each", Kernel * _MAX_KERNELS),
         ("count", c_int32),
         ("split_float32", c_void_p),
         ("sum_pieces", c_void_p),
+        ("look_up", c_void_p),
     )
 
 
@@ -50,7 +51,10 @@ class Request(ctypes.Structure):
     """A weight for which the library wants kernels."""
 
     _fields_ = (
-        *((name, c_int32) for name in ("device", "format", "type", "scale_type", "group", "zero_points", "gated")),
+        *(
+            (name, c_int32)
+            for name in ("device", "format", "type", "scale_type", "group", "zero_points", "gated", "lookup")
+        ),
         ("K", c_int64),
         ("N", c_int64),
     )
@@ -78,6 +82,19 @@ class Rows(ctypes.Structure):
     )
 
 
+class Lookup(ctypes.Structure):
+    """Indices of columns, and where these go."""
+
+    _fields_ = (
+        ("indices", c_void_p),
+        ("y", c_void_p),
+        ("count", c_int64),
+        ("columns", c_int64),
+        ("stream", c_void_p),
+        ("wide", c_int32),
+    )
+
+
 Compiler = ctypes.CFUNCTYPE(c_int32, ctypes.POINTER(Request), ctypes.POINTER(Kernels), c_void_p, c_size_t)
 
 
@@ -91,6 +108,7 @@ def declare(library: ctypes.CDLL) -> None:
     library.OnnxqSetCompiler.restype = None
     pointers = (ctypes.POINTER(each) for each in (Kernel, Weight, Rows))
     library.OnnxqMultiply.argtypes = (*pointers, c_char_p, c_size_t)
+    library.OnnxqLookUp.argtypes = (c_void_p, ctypes.POINTER(Weight), ctypes.POINTER(Lookup), c_char_p, c_size_t)
 
 
 def multiply(library: ctypes.CDLL, kernel: Kernel, weight: Weight, rows: Rows) -> None:
@@ -101,4 +119,11 @@ def multiply(library: ctypes.CDLL, kernel: Kernel, weight: Weight, rows: Rows) -
     """
     message = ctypes.create_string_buffer(MESSAGE_BYTES)
     if not library.OnnxqMultiply(kernel, weight, rows, message, MESSAGE_BYTES):
+        raise SessionError(message.value.decode())
+
+
+def look_up(library: ctypes.CDLL, function: int, weight: Weight, lookup: Lookup) -> None:
+    """Look columns up on a stream; errors as `multiply`."""
+    message = ctypes.create_string_buffer(MESSAGE_BYTES)
+    if not library.OnnxqLookUp(function, weight, lookup, message, MESSAGE_BYTES):
         raise SessionError(message.value.decode())

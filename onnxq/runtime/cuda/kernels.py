@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from onnxq.errors import SessionError
 from onnxq.runtime.cuda.configuration import Configuration, Operand
 from onnxq.runtime.cuda.device import cupy, problem
-from onnxq.runtime.cuda.interface import Kernel, Kernels, Rows, Weight, multiply
+from onnxq.runtime.cuda.interface import Kernel, Kernels, Lookup, Rows, Weight, look_up, multiply
 from onnxq.runtime.cuda.sources import source
 from onnxq.runtime.cuda.table import MAX_ROWS, plan
 from onnxq.runtime.native import loaded_library
@@ -60,6 +60,13 @@ def kernels_for(operand: Operand, N: int, K: int, device: int | None = None) -> 
     return made
 
 
+def lookup_for(operand: Operand, device: int | None = None) -> Kernels:
+    """Compile what looks columns of a weight up; errors as `function`."""
+    made = Kernels(count=0)
+    made.look_up = _load("lookup", "look_up", tuple(operand.macros.items()), 0, device)
+    return made
+
+
 def matmul(
     operand: Operand,
     configuration: Configuration,
@@ -85,19 +92,32 @@ def matmul(
     M, N, K = shape
     if M:
         kernel = Kernel.of(function(operand, configuration), MAX_ROWS, operand, configuration)
-        weight = Weight(
-            K,
-            N,
-            operand.unit_bytes,
-            operand.scale_bytes,
-            operand.group,
-            operand.zero,
-            pointers.packed,
-            pointers.scale,
-            pointers.zero,
-        )
         rows = Rows(pointers.x, pointers.bias, pointers.y, M, stream, early)
-        multiply(loaded_library(), kernel, weight, rows)
+        multiply(loaded_library(), kernel, _weight(operand, pointers, N, K), rows)
+
+
+def gather(operand: Operand, pointers: Pointers, shape: tuple[int, int, int], columns: int, stream: int) -> None:
+    """Put rows y[i] = W[:, x[i]] on a stream, without onnxruntime.
+
+    Args:
+        operand: What kind of weight; its `dtype` is that of y.
+        pointers: Where everything is; x are int64 indices.
+        shape: Number of indices, N in whole units, K.
+        columns: Of W that are no filling.
+        stream: CUstream handle.
+
+    Raises:
+        SessionError: the native library is missing, or CUDA refused the launch.
+    """
+    count, N, K = shape
+    if count:
+        lookup = Lookup(pointers.x, pointers.y, count, columns, stream, True)
+        look_up(loaded_library(), lookup_for(operand).look_up, _weight(operand, pointers, N, K), lookup)
+
+
+def _weight(operand: Operand, pointers: Pointers, N: int, K: int) -> Weight:
+    numbers = (operand.unit_bytes, operand.scale_bytes, operand.group, operand.zero)
+    return Weight(K, N, *numbers, pointers.packed, pointers.scale, pointers.zero)
 
 
 _loaded: list[Any] = []  # CuPy unloads a module that nobody holds

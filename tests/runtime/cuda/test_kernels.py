@@ -183,3 +183,29 @@ def test_results_can_be_float32(cp, fmt, group):
 
 def test_nothing_is_launched_for_no_rows(cp):
     kernels.matmul(Operand("int4"), Stream(1, 1, 1, 1, 2, 1), kernels.Pointers(0, 0, 0, 0), (0, 16, 128), 0)
+
+
+@pytest.mark.parametrize(
+    ("fmt", "dtype", "scale", "group", "zero"),
+    [
+        *itertools.product(FORMATS, ["float16", "bfloat16", "float32"], ["float32"], [0, 128], [False]),
+        *itertools.product(["fp6_e2m3", "fp4_e2m1"], ["float16"], ["float16", "bfloat16"], [16, 64, 256], [False]),
+        *itertools.product(["int4", "uint4"], ["float16", "float32"], ["float16"], [0, 32, 128], [True]),
+    ],
+)
+def test_columns_are_looked_up_to_the_bit(cp, fmt, dtype, scale, group, zero):
+    operand = Operand(fmt, dtype, scale, group, zero)
+    for N, columns, K in ((208, 200, 1152), (16, 16, 64), (48, 33, 8256)):
+        given, _, _, weight = case(cp, operand, 1, N, K)
+        indices = cp.asarray([0, columns - 1, 7, -1, -columns, columns, -columns - 1, 8, 8, 15] * 3, np.int64)
+        inside = (indices >= -columns) & (indices < columns)
+        expected = cp.where(inside[:, None], weight.T[cp.where(inside, indices % columns, 0)], 0).astype(cp.float32)
+        size = 4 if dtype == "float32" else 2
+        y = cp.full((len(indices) + 1, K * size // 2), 0x7FC1, cp.uint16)  # NaN, and a row that must stay
+        address = {name: given[name].data.ptr for name in ("packed", "scale", "zero")}
+        pointers = kernels.Pointers(x=indices.data.ptr, y=y.data.ptr, **address)
+        kernels.gather(operand, pointers, (len(indices), N, K), columns, cp.cuda.get_current_stream().ptr)
+        cp.cuda.get_current_stream().synchronize()
+        assert (y[-1] == 0x7FC1).all()
+        meant = bfloat16(cp, expected)[0] if dtype == "bfloat16" else expected.astype(dtype).view(cp.uint16)
+        assert ((y[:-1] == meant) | ((y[:-1] | meant) == 0x8000)).all()  # zeros of either sign

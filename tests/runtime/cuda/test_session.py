@@ -14,6 +14,7 @@ from onnxq.api import quantize_proto
 from onnxq.formats import get_format
 from onnxq.formats.tiled import TILED_FORMATS, TILED_VERSION, pack_tiled
 from onnxq.functions import functions, operator_suffix
+from onnxq.recipes import parse_recipe
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[3]
@@ -299,3 +300,60 @@ def test_a_language_model_answers_as_on_the_cpu(ort, recipe, tmp_path):
         feed = {each.name: tokens if each.name == "input_ids" else np.ones_like(tokens) for each in opened.get_inputs()}
         answers.append(opened.run(None, feed)[0])
     assert np.abs(answers[0] - answers[1]).max() < 2e-3 * np.abs(answers[0]).max()
+
+
+def tied(dtype, spec, tokens=1000, width=512):
+    """An embedding that is the output head too, quantized for GPU kernels."""
+    rng, kind = np.random.default_rng(0), TYPES[dtype]
+    table = (rng.standard_normal((tokens, width)) / width**0.5).astype(dtype)
+    nodes = [
+        helper.make_node("Gather", ["t", "i"], ["e"], "embedding"),
+        helper.make_node("Transpose", ["t"], ["w"], perm=[1, 0]),
+        helper.make_node("MatMul", ["e", "w"], ["y"], "head"),
+    ]
+    values = [helper.make_tensor_value_info(name, kind, ["B", "S", n]) for name, n in (("y", tokens), ("e", width))]
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("i", 7, ["B", "S"])], values, [numpy_helper.from_array(table, "t")]
+    )
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+    rule = f"rules:\n  - match: {{role: [embedding, head]}}\n    weight: {spec}"
+    return quantize_proto(model, parse_recipe(rule), target="ort-cuda")[0]
+
+
+@pytest.mark.parametrize("tokens", [1000, 1024])
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize(
+    "spec", ["{format: fp6_e2m3}", "{format: uint4, granularity: group, group_size: 32, symmetric: false}"]
+)
+def test_an_embedding_and_its_head_read_the_same_tiles_in_a_captured_graph(ort, spec, dtype, tokens):
+    made = tied(dtype, spec, tokens).SerializeToString()
+    asked, plain = np.array([[3], [tokens - 1], [0], [-1]]), onnxq.session(made, providers=["cpu"])
+    options = ort.SessionOptions()
+    assert onnxq.register(options, cuda=True)
+    opened = ort.InferenceSession(made, options, providers=[("CUDAExecutionProvider", {"enable_cuda_graph": "1"})])
+    bound, i = opened.io_binding(), ort.OrtValue.ortvalue_from_numpy(np.zeros_like(asked), "cuda", 0)
+    y, e = (ort.OrtValue.ortvalue_from_numpy(np.zeros((4, 1, n), dtype), "cuda", 0) for n in (tokens, 512))
+    bound.bind_ortvalue_input("i", i)
+    for name, value in (("y", y), ("e", e)):
+        bound.bind_ortvalue_output(name, value)
+    for shift in range(4):
+        given = np.roll(asked, shift)
+        i.update_inplace(given)
+        opened.run_with_iobinding(bound)
+        products, rows = plain.run(None, {"i": given})
+        np.testing.assert_array_equal(e.numpy(), rows)
+        norm = np.linalg.norm(products.astype(np.float64))
+        assert np.linalg.norm(y.numpy().astype(np.float64) - products) < 2e-3 * norm
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_any_tokens_are_looked_up(ort, kind):
+    made = tied("float16", "{format: fp4_e2m1, granularity: group, group_size: 128}")
+    made.graph.input[0].type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    opened, plain = (onnxq.session(made.SerializeToString(), providers=[each]) for each in ("cuda", "cpu"))
+    for shape in ((1, 1), (3, 50), (2, 0), (0, 4)):
+        indices = np.random.default_rng(0).integers(-1000, 1000, shape).astype(kind)
+        (rows,) = opened.run(["e"], {"i": indices})
+        assert rows.shape == (*shape, 512)
+        if indices.size:
+            np.testing.assert_array_equal(rows, plain.run(["e"], {"i": indices})[0])
