@@ -209,7 +209,7 @@ def operators_by_row() -> dict[str, str]:
     for kind in NAMED_FORMATS.values():
         families = ["Dequantize<F>", "Gather<F>", "MatMul<F>", "Linear<F>"]
         if kind.name in TILED_FORMATS:
-            families += ["MatMul<F>Tiled", "Linear<F>Tiled", "SwiGLU<F>Tiled"]
+            families += ["MatMul<F>Tiled", "Linear<F>Tiled", "SwiGLU<F>Tiled", "Gather<F>Tiled"]
         if isinstance(kind, Integer):
             families += [f"{each}Asymmetric" for each in families] + ["QuantizeDequantize<F>Asymmetric", "RowRange<F>"]
         if is_roundable(kind):

@@ -91,6 +91,7 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
         "onnxruntime": onnxruntime.__version__,
         "threads": options.threads,
         "cuda_graph": options.cuda_graph,
+        "roles": options.roles,
         "steps": options.steps,
         "rounds": options.rounds,
     }

@@ -17,8 +17,8 @@ Products y = x @ W with packed weights, W [K, N] and x [M, K], in onnxq's [GPU k
 PyTorch's cuBLAS and onnxruntime's own `MatMul` (float16) and `MatMulNBits` (4 bits, blocks of 128). {date},
 {device}, PyTorch {torch}, CUDA {cuda}, onnxruntime {onnxruntime}; one run of `tools/bench_kernels.py`. Weights rotate
 through more than 200 MB, three times the L2 cache; times are medians of CUDA-graph replays, ours and right behind them
-those of cuBLAS, each after 20 ms of its own; data is random; every result was compared with float64. *Limit* is the
-time to read the weight once at 4.3 TB/s.
+those of cuBLAS, each after 20 ms of its own, from 128 rows on after 50, when [power](gpu_kernels.md#power) has set the
+clocks; data is random; every result was compared with float64. *Limit* is the time to read the weight once at 4.3 TB/s.
 
 A cell: microseconds (per cent of the limit; times faster than cuBLAS float16 / than onnxruntime's `MatMul` / than its
 `MatMulNBits`).

@@ -1,6 +1,6 @@
 """Print the part of docs/benchmarks.md about decoding, from what the benchmarks wrote.
 
-python tools/decode_page.py 8B.json 1B.json CONVERSION.json >> docs/benchmarks.md
+python tools/decode_page.py 8B.json 1B.json 1B-EMBEDDING.json CONVERSION.json >> docs/benchmarks.md
 """
 
 import json
@@ -20,7 +20,8 @@ are open in one process and take turns: `python tools/bench_decode.py MODEL --re
 
 onnxruntime's int4 is `MatMulNBits` as its quantizer makes it (symmetric, blocks of 32), and the same file with the
 session's option `ep.cuda.fpa_intb_gemm`. The output head of the 8B shape is quantized in all but the float16 model;
-that of the 1B shape, which is its embedding, in none. Of weights as Gaussian as these, `fp6` makes E2M3.
+that of the 1B shape is its embedding, and quantized with it in the last table alone (`--embedding`). Of weights as
+Gaussian as these, `fp6` makes E2M3.
 
 A cell: milliseconds a step (tokens a second; times as fast as float16).
 """
@@ -98,7 +99,8 @@ def main() -> None:
     *shapes, conversion = (json.loads(Path(path).read_text(encoding="utf-8")) for path in sys.argv[1:])
     print(HEAD.format(**shapes[0]["about"]))
     for found in shapes:
-        print(f"### {found['about']['model'].upper()}")
+        embedding = ", embedding and head too" if "embedding" in found["about"].get("roles", []) else ""
+        print(f"### {found['about']['model'].upper()}{embedding}")
         if found["about"]["rounds"] != shapes[0]["about"]["rounds"]:
             print(f"In {found['about']['rounds']} rounds.\n")
         print(speeds(found), MEMORY, memory(found), sep="\n")

@@ -151,14 +151,15 @@ def test_other_tables_are_dequantized(graph, width, dtype, spec):
 def test_the_sample_with_its_embedding_quantized_evaluates_as_with_a_dequantized_one(tmp_path):
     recipe = parse_recipe("extends: fp6\nrules:\n  - match: {role: embedding}\n    weight: {format: fp6_e2m3}")
     found = {}
-    for target in ("ort", "standard"):
+    for target in ("ort", "ort-cuda", "standard"):
         path = tmp_path / f"{target}.onnx"
         report = onnxq.quantize(CODE_LM / "model.onnx", recipe, output=path, target=target)
         found[target] = report
     assert len(found["ort"].quantized) == len(found["standard"].quantized)
     settings = {"tokens": CODE_LM / "heldout.npy", "limit": 4, "sequence": 64, "threads": 1}
-    score = onnxq.evaluate(tmp_path / "ort.onnx", **settings)
+    score, tiled = (onnxq.evaluate(tmp_path / f"{target}.onnx", **settings) for target in ("ort", "ort-cuda"))
     plain = onnxq.evaluate(CODE_LM / "model.onnx", **settings)
     assert score.value == pytest.approx(plain.value, rel=0.02)
-    assert score.execution.looked_up == 1
+    assert score.execution.looked_up == tiled.execution.looked_up == 1
+    assert tiled.value == pytest.approx(score.value, rel=1e-4)
     assert not score.execution.functions
