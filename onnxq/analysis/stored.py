@@ -19,7 +19,7 @@ from onnxq.model.scopes import nodes
 _FORMATS = {kind.onnx_type: kind for kind in NAMED_FORMATS.values() if kind.onnx_type}
 _SCALES = {ir.DataType.from_numpy(kind.dtype): kind.name for kind in SCALE_TYPES.values()}
 # Codes in the layout of a kernel are as many as without it.
-_OWN = re.compile(r"(Dequantize|Gather|MatMul|Linear|SwiGLU)(.+?)(?:Tiled)?(Asymmetric)?")
+_OWN = re.compile(r"(Dequantize|Gather|MatMul|Linear|SwiGLU)(.+?)(Tiled)?(Asymmetric)?")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,8 @@ def _read_by(node: ir.Node) -> Iterator[StoredWeight]:
         case (domain, "PartlyBinary") if domain == DOMAIN:
             yield from _partly_binary(node)
         case (domain, op_type) if domain == DOMAIN and (called := _OWN.fullmatch(op_type)):
-            yield from _own(node, called[1], called[2], asymmetric=bool(called[3]))
+            by_row = called[1] == "Gather" and not called[3]
+            yield from _own(node, called[1], called[2], along=int(by_row), asymmetric=bool(called[4]))
 
 
 def _standard(node: ir.Node) -> Iterator[StoredWeight]:
@@ -115,7 +116,7 @@ def _standard(node: ir.Node) -> Iterator[StoredWeight]:
     yield _stored(node, kind, shape, granularity, node.inputs[:3])
 
 
-def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterator[StoredWeight]:
+def _own(node: ir.Node, family: str, suffix: str, *, along: int, asymmetric: bool) -> Iterator[StoredWeight]:
     first = 0 if family in ("Dequantize", "Gather") else 1
     operands = node.inputs[first : first + (3 if asymmetric else 2)]
     table = node.inputs[first + 2 : first + 3]
@@ -127,7 +128,7 @@ def _own(node: ir.Node, family: str, suffix: str, *, asymmetric: bool) -> Iterat
         # A version of onnxq that knows more formats wrote it.
         return
     shape = tuple(node.attributes["shape"].as_ints())
-    axis, block = node.attributes.get_int("axis", int(family == "Gather")), node.attributes.get_int("block_size", 1)
+    axis, block = node.attributes.get_int("axis", along), node.attributes.get_int("block_size", 1)
     granularity = "per tensor" if _is_one(operands[1]) else _along(shape[axis], block)
     yield _stored(node, kind, shape, granularity, operands, table if kind.name in LEARNED_FORMATS else ())
 

@@ -9,7 +9,7 @@ from onnxq.analysis.stored import find_stored, is_part
 from onnxq.api import quantize_proto
 from onnxq.model.load import from_proto
 from onnxq.model.sites import find_weights
-from onnxq.recipes import load_recipe
+from onnxq.recipes import load_recipe, parse_recipe
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 21]>
@@ -56,6 +56,21 @@ def test_what_onnxq_wrote_is_found_again(model, recipe, target):
         )
         assert found.size_bytes + shape_bytes == entry.result_bytes
     assert [each.name for each in find_weights(loaded) if not is_part(each.source)] == []
+
+
+@pytest.mark.parametrize("target", ["ort", "ort-cuda"])
+def test_of_a_table_that_is_looked_up_rows_have_scales(target):
+    text = '<ir_version: 10, opset_import: ["": 21]> model (int64[n] i) => (float[n, 128] y) { y = Gather(t, i) }'
+    made = parser.parse_model(text)
+    table = np.random.default_rng(0).normal(size=(96, 128)).astype(np.float32)
+    made.graph.initializer.append(numpy_helper.from_array(table, "t"))
+    for spec, granularity in (("", "per channel"), (", granularity: group, group_size: 32", "groups of 32")):
+        recipe = parse_recipe(f"rules: [{{match: {{role: embedding}}, weight: {{format: fp4_e2m1{spec}}}}}]")
+        quantized, report = quantize_proto(made, recipe, target=target)
+        (found,) = find_stored(from_proto(quantized).ir)
+        assert found.granularity == granularity
+        assert sorted(found.shape) == [96, 128]
+        assert found.size_bytes == report.quantized[0].result_bytes
 
 
 def test_scales_for_all_are_per_tensor_and_half_scales_are_named():
