@@ -78,6 +78,11 @@ def number_of(count: int, noun: str) -> str:
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
+def reason(error: Exception) -> str:
+    """What the system says about a file, without number and path; all that an error says where it is another one."""
+    return str(getattr(error, "strerror", None) or error)
+
+
 def with_others(first: str, others: int) -> str:
     """`a`, `a and 1 other`, `a and 2 others`."""
     return f"{first} and {number_of(others, 'other')}" if others else first

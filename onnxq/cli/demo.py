@@ -11,7 +11,7 @@ import typer
 
 from onnxq.cli.console import Advance, progress, show, show_json, tell
 from onnxq.cli.options import AsJson
-from onnxq.errors import OutputError, UsageError
+from onnxq.errors import OutputError, UsageError, reason
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -103,7 +103,7 @@ def _work_folder(keep: Path | None) -> Iterator[Path]:
     try:
         keep.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"--keep '{keep}': {error.strerror}") from error
+        raise UsageError(f"--keep '{keep}': {reason(error)}") from error
     for path in (keep / f"{name}.onnx" for name in RECIPES):
         if path.exists():
             raise OutputError(f"--keep: '{path}' exists; give another folder, or remove it first")

@@ -6,9 +6,10 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from io import StringIO
-from unittest.mock import patch
+from types import SimpleNamespace
+from typing import Any
 
 from onnxq.errors import MissingExtraError
 
@@ -35,12 +36,21 @@ def is_installed(package: str) -> bool:
 @contextmanager
 def offline() -> Iterator[None]:
     """No library of Hugging Face asks its hub while this lasts."""
-    with ExitStack() as stack:
-        stack.enter_context(patch.dict(os.environ, dict.fromkeys(_OFFLINE, "1")))
-        # Read from the environment once, when the module was first imported.
-        if constants := sys.modules.get("huggingface_hub.constants"):
-            stack.enter_context(patch.object(constants, "HF_HUB_OFFLINE", new=True))
+    before = {name: os.environ.get(name) for name in _OFFLINE}
+    # Read from the environment once, when the module was first imported.
+    constants: Any = sys.modules.get("huggingface_hub.constants", SimpleNamespace(HF_HUB_OFFLINE=False))
+    asking = constants.HF_HUB_OFFLINE
+    os.environ.update(dict.fromkeys(_OFFLINE, "1"))
+    constants.HF_HUB_OFFLINE = True
+    try:
         yield
+    finally:
+        constants.HF_HUB_OFFLINE = asking
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from onnxq.errors import OutputError
+from onnxq.errors import OutputError, reason
 from onnxq.model.replacing import replacing
 
 
@@ -40,7 +40,7 @@ def write_arrays(
 def _cause(error: Exception) -> str:
     """What the system says, which safetensors wraps in a sentence of its own."""
     found = re.search(r"I/O error: (.+?) \(os error", str(error))
-    return found[1] if found else str(getattr(error, "strerror", None) or error)
+    return found[1] if found else reason(error)
 
 
 def read_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -17,7 +17,7 @@ from typing import Final
 import onnx
 import onnx_ir as ir
 
-from onnxq.errors import ModelError, UnsafeModelError
+from onnxq.errors import ModelError, UnsafeModelError, reason
 from onnxq.model.mapped import DataFile, MappedTensor
 from onnxq.model.tensors import check_padding, dtype_of, elements_of, stored_bytes
 
@@ -185,4 +185,4 @@ def _cannot_open(error: OSError, path: Path, where: str) -> ModelError:
         return UnsafeModelError(f"{where} refers to '{path}', which is not a regular file")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return ModelError("the model keeps its weights in more files than this process may open; raise 'ulimit -n'")
-    return ModelError(f"{where} refers to '{path}', which cannot be opened: {error.strerror}")
+    return ModelError(f"{where} refers to '{path}', which cannot be opened: {reason(error)}")

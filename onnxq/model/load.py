@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.serde import SerdeError
 
-from onnxq.errors import ModelError, UnsafeModelError, UsageError
+from onnxq.errors import ModelError, UnsafeModelError, UsageError, reason
 from onnxq.model.check import check, check_text, reason_of
 from onnxq.model.external import DataFolder, mapped
 from onnxq.model.kept import losses
@@ -107,7 +107,7 @@ def guard(path: str | Path) -> Source:
                 )
             file = DataFile(descriptor, path)
         except OSError as error:
-            raise ModelError(f"cannot open the model '{path}': {error.strerror}") from error
+            raise ModelError(f"cannot open the model '{path}': {reason(error)}") from error
         return _guarded(parse(file, f"'{path}'"), file, path, DataFolder(folder, path.parent))
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from itertools import chain, count
 from pathlib import Path
 
-from onnxq.errors import ModelError, OutputError
+from onnxq.errors import ModelError, OutputError, reason
 from onnxq.model.load import guard
 from onnxq.model.replacing import check_ending, output_errors
 from onnxq.model.staging import MODEL, Journal, Move, sync_folder
@@ -77,7 +77,7 @@ def publish(folder: Path, output: Path, moves: Sequence[Move], obsolete: Sequenc
         sync_folder(parent)
     except OSError as error:
         # The new output stands complete; the old one is gone from the name and cannot be brought back safely.
-        _logger.warning("'%s' is complete, but may not outlast a power failure: %s", output, error.strerror)
+        _logger.warning("'%s' is complete, but may not outlast a power failure: %s", output, reason(error))
 
 
 def data_of(model: Path) -> set[str]:

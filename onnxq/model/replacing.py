@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from onnxq.errors import OutputError
+from onnxq.errors import OutputError, reason
 
 
 @contextmanager
@@ -76,4 +76,4 @@ def output_errors(failure: str, consequence: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise OutputError(f"{failure}: {error.strerror or error}{consequence}") from error
+        raise OutputError(f"{failure}: {reason(error)}{consequence}") from error

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from onnxq.errors import UnsafeModelError
+from onnxq.errors import UnsafeModelError, reason
 from onnxq.model.external import check_location
 
 PREFIX = ".onnxq-staging-"
@@ -149,7 +149,7 @@ def _settle(folder: Path) -> None:
                     (folder.parent / name).unlink(missing_ok=True)
         shutil.rmtree(folder)
     except OSError as error:
-        _logger.warning("the staging folder '%s' could not be removed: %s", folder, error.strerror)
+        _logger.warning("the staging folder '%s' could not be removed: %s", folder, reason(error))
 
 
 def _undo(folder: Path, journal: Journal) -> None:

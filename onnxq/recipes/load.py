@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from onnxq.errors import RecipeError, nearest
+from onnxq.errors import RecipeError, nearest, reason
 from onnxq.recipes.activation import ActivationSpec
 from onnxq.recipes.cache import CachePart, CacheSpec
 from onnxq.recipes.recipe import Match, Recipe, Rule
@@ -54,7 +54,7 @@ def load_recipe(recipe: str | Path | Recipe) -> Recipe:
         parsed = parse_recipe(text.decode("utf-8"), source=str(path))
         return parsed if "name" in parsed.model_fields_set else parsed.model_copy(update={"name": path.stem})
     except OSError as error:
-        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
+        raise RecipeError(f"cannot read recipe {path}: {reason(error)}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except ValueError:

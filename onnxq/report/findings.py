@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ValidationError
 
-from onnxq.errors import DataError
+from onnxq.errors import DataError, reason
 
 _MAX_BYTES = 64 << 20
 _PREDICTED = "KL divergence of the predictions from the float model's, nats"
@@ -89,7 +89,7 @@ def read_findings(path: str | Path) -> tuple[LayerLosses, Tradeoff | None]:
             raise DataError(f"the findings '{path}' are longer than {_MAX_BYTES:,} bytes, and are not read")
         found = _Findings.model_validate(json.loads(text))
     except OSError as error:
-        raise DataError(f"cannot read the findings '{path}': {error.strerror}") from error
+        raise DataError(f"cannot read the findings '{path}': {reason(error)}") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
