@@ -13,14 +13,15 @@ from onnxq.errors import UsageError
 from onnxq.model.load import Model, load
 from onnxq.model.sites import Weight
 from onnxq.passes.selection import Selection
+from onnxq.passes.target import check_target
 from onnxq.recipes import Recipe, Rule
 from onnxq.recipes.rungs import LADDER, recipe_for
 from onnxq.recipes.spec import Method
 from onnxq.statistics.calibration import Calibration
 from onnxq.statistics.data import Source
 
-# What the functions of one format and the nodes of one weight add to a file, at most.
-_FUNCTION_BYTES, _NODE_BYTES = 4096, 512
+# What the functions of one format and the nodes of one weight add to a file, at most. To take tiles apart takes tables.
+_FUNCTION_BYTES, _TILED_FUNCTION_BYTES, _NODE_BYTES = 4096, 20480, 512
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def allocate(
     *,
     bits: float | None = None,
     size_bytes: int | None = None,
+    target: str = "ort",
     formats: Sequence[str | Path | Recipe] = LADDER,
     method: Method | None = "gptq",
     calibration: Calibration | None = None,
@@ -82,7 +84,8 @@ def allocate(
         data: What variants are judged on: token ids, or named arrays.
         bits: The budget, for each element of the weights that some recipe quantizes, on average, with scales and zero
             points.
-        size_bytes: The budget, of the file with its external data, with the target `ort`; instead of `bits`.
+        size_bytes: The budget, of the file with its external data; instead of `bits`.
+        target: Which the model is going to be quantized for: weights take the bytes that they take there.
         formats: To choose among: formats with their groups, such as `int3-g64`, presets, YAML files or recipes; from
             the one with the fewest bits up.
         method: In place of the methods that the recipes name; None keeps those.
@@ -96,7 +99,7 @@ def allocate(
         progress: Called after each variant.
 
     Raises:
-        UsageError: Neither or both of `bits` and `size_bytes`, or a budget that no recipe keeps to.
+        UsageError: Neither or both of `bits` and `size_bytes`, a budget that no recipe keeps to, or no such target.
         RecipeError, ModelError, UnsafeModelError, DataError, NonFiniteError, SessionError: As `sensitivity`.
     """
     if (bits is None) == (size_bytes is None):
@@ -113,6 +116,7 @@ def allocate(
         loaded,
         data,
         formats,
+        target=check_target(target),
         method=method,
         calibration=calibration,
         sequence=sequence,
@@ -126,7 +130,7 @@ def allocate(
         layers = Layers(lab, threads, progress)
         if not layers.weights:
             raise UsageError("no weight of this model is quantized by any of these formats ('onnxq plan' says why)")
-        budget = _budget(loaded, layers.weights, len(lab.recipes), bits, size_bytes)
+        budget = _budget(loaded, lab, layers.weights, bits, size_bytes)
         found = spread(layers, budget)
     return replace(found, recipe=found.recipe.with_rules(*rules))
 
@@ -188,24 +192,27 @@ def _check_budget(model: Model, lab: Laboratory, bits: float | None, size_bytes:
     """Refuse a budget that no choice keeps to, before anything is solved."""
     concerned = [at for at in range(len(lab.weights)) if any(plan.decisions[at].spec for plan in lab.plans)]
     weights = [lab.weights[at] for at in concerned]
-    budget = _budget(model, weights, len(lab.recipes), bits, size_bytes)
+    budget = _budget(model, lab, weights, bits, size_bytes)
     cheapest = sum(min(plan.decisions[at].planned_bytes for plan in lab.plans) for at in concerned)
     if budget < cheapest:
-        least = None if size_bytes is None else cheapest + _other_bytes(model, weights, len(lab.recipes))
+        least = None if size_bytes is None else cheapest + _other_bytes(model, lab, weights)
         raise _too_small(budget, cheapest, sum(weight.size for weight in weights), least)
 
 
-def _budget(model: Model, weights: Sequence[Weight], formats: int, bits: float | None, size_bytes: int | None) -> int:
+def _budget(
+    model: Model, lab: Laboratory, weights: Sequence[Weight], bits: float | None, size_bytes: int | None
+) -> int:
     """Bytes for some weights, from bits for each element or from what a size of the file leaves for them."""
     if bits is not None:
         return int(bits * sum(weight.size for weight in weights) / 8)
-    return max(0, (size_bytes or 0) - _other_bytes(model, weights, formats))
+    return max(0, (size_bytes or 0) - _other_bytes(model, lab, weights))
 
 
-def _other_bytes(model: Model, weights: Sequence[Weight], formats: int) -> int:
+def _other_bytes(model: Model, lab: Laboratory, weights: Sequence[Weight]) -> int:
     """What a file will hold beside the codes and scales of some weights."""
     before = sum(weight.size_bytes for weight in weights)
-    return model.size_bytes - before + _FUNCTION_BYTES * formats + _NODE_BYTES * len(weights)
+    functions = _TILED_FUNCTION_BYTES if any(plan.target == "ort-cuda" for plan in lab.plans) else _FUNCTION_BYTES
+    return model.size_bytes - before + functions * len(lab.recipes) + _NODE_BYTES * len(weights)
 
 
 def _too_small(budget: int, cheapest: int, elements: int, least: int | None = None) -> UsageError:

@@ -16,6 +16,7 @@ from onnxq.model.temporary import temporary_folder
 from onnxq.passes.candidates import solve_each, statistics_of
 from onnxq.passes.plan import Plan, make_plan
 from onnxq.passes.selection import Selection
+from onnxq.passes.target import Target
 from onnxq.recipes import Recipe, Role
 from onnxq.recipes.rungs import rung
 from onnxq.recipes.spec import Method
@@ -133,6 +134,7 @@ def laboratory(
     data: Source,
     recipes: Rungs,
     *,
+    target: Target = "ort",
     method: Method | None = None,
     calibration: Calibration | None = None,
     sequence: int = 256,
@@ -142,11 +144,11 @@ def laboratory(
     threads: int | None = None,
     selection: Selection | None = None,
 ) -> Iterator[Laboratory]:
-    """Open a model for judging variants of it; arguments and errors as for `sensitivity`."""
+    """Open a model for judging variants of it, whose bytes are those of a target; otherwise as for `sensitivity`."""
     loaded = model if isinstance(model, Model) else load(model)
     several = [recipes] if isinstance(recipes, str | Path | Recipe) else list(recipes)
     chosen = tuple(_weights_only(rung(each, method)) for each in several)
-    made = [make_plan(loaded.ir, recipe, "ort", selection or Selection()) for recipe in chosen]
+    made = [make_plan(loaded.ir, recipe, target, selection or Selection()) for recipe in chosen]
     if not made:
         raise UsageError("name at least one recipe or format")
     plans, weights = tuple(plan for plan, _ in made), tuple(made[0][1])

@@ -15,6 +15,7 @@ from onnxq.cli.options import (
     ModelFile,
     Providers,
     SequenceLength,
+    TargetName,
     Threads,
     provider_list,
     size_in_bytes,
@@ -29,7 +30,7 @@ Bits = Annotated[
 ]
 Size = Annotated[
     str | None,
-    typer.Option(metavar="SIZE", help="Budget: size of the file with --target ort, such as 40MB.", show_default=False),
+    typer.Option(metavar="SIZE", help="Budget: size of the file, such as 40MB.", show_default=False),
 ]
 RecipeFile = Annotated[
     Path | None,
@@ -63,6 +64,7 @@ def allocate(
     data: Data = None,
     bits: Bits = None,
     size: Size = None,
+    target: TargetName = "ort",
     output: RecipeFile = None,
     formats: Formats = None,
     method: MethodName = "gptq",
@@ -99,6 +101,7 @@ def allocate(
             judged,
             bits=bits,
             size_bytes=None if size is None else size_in_bytes(size),
+            target=target,
             formats=formats or LADDER,
             method=method_named(method),
             calibration=calibration,

@@ -166,9 +166,21 @@ def test_a_size_is_that_of_the_file(lm, tmp_path):
     assert size - 35_000 < report.output_bytes <= size
 
 
+@pytest.mark.parametrize("target", ["ort", "native", "standard", "ort-int8", "ort-cuda"])
+def test_weights_take_the_bytes_that_they_take_for_the_target(lm, target, tmp_path):
+    settings = {"formats": ["int4-g32", "fp6"], "method": "rtn", "sequence": 20, "target": target}
+    found = allocate(lm, TOKENS, bits=9, **settings)
+    report = onnxq.quantize(lm, found.recipe, output=tmp_path / "q.onnx", target=target)
+    assert sum(each.result_bytes for each in report.quantized) == found.best.size_bytes
+    size = report.output_bytes + 60_000
+    by_size = allocate(lm, TOKENS, size_bytes=size, **settings)
+    assert onnxq.quantize(lm, by_size.recipe, output=tmp_path / "s.onnx", target=target).output_bytes <= size
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"bits": 4, "target": "cuda"}, "no target 'cuda'; did you mean 'ort-cuda'"),
         ({}, "give a budget"),
         ({"bits": 4, "size_bytes": 10}, "give a budget"),
         ({"bits": float("nan")}, "bits is nan"),
