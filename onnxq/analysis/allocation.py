@@ -126,11 +126,11 @@ def allocate(
         threads=threads,
         selection=selection,
     ) as lab:
-        _check_budget(loaded, lab, bits, size_bytes)
+        _check_budget(lab, bits, size_bytes)
         layers = Layers(lab, threads, progress)
         if not layers.weights:
             raise UsageError("no weight of this model is quantized by any of these formats ('onnxq plan' says why)")
-        budget = _budget(loaded, lab, layers.weights, bits, size_bytes)
+        budget = _budget(lab, layers.weights, bits, size_bytes)
         found = spread(layers, budget)
     return replace(found, recipe=found.recipe.with_rules(*rules))
 
@@ -188,31 +188,29 @@ def _candidates(layers: Layers, names: Sequence[str], budget: int) -> dict[str, 
     return found
 
 
-def _check_budget(model: Model, lab: Laboratory, bits: float | None, size_bytes: int | None) -> None:
+def _check_budget(lab: Laboratory, bits: float | None, size_bytes: int | None) -> None:
     """Refuse a budget that no choice keeps to, before anything is solved."""
     concerned = [at for at in range(len(lab.weights)) if any(plan.decisions[at].spec for plan in lab.plans)]
     weights = [lab.weights[at] for at in concerned]
-    budget = _budget(model, lab, weights, bits, size_bytes)
+    budget = _budget(lab, weights, bits, size_bytes)
     cheapest = sum(min(plan.decisions[at].planned_bytes for plan in lab.plans) for at in concerned)
     if budget < cheapest:
-        least = None if size_bytes is None else cheapest + _other_bytes(model, lab, weights)
+        least = None if size_bytes is None else cheapest + _other_bytes(lab, weights)
         raise _too_small(budget, cheapest, sum(weight.size for weight in weights), least)
 
 
-def _budget(
-    model: Model, lab: Laboratory, weights: Sequence[Weight], bits: float | None, size_bytes: int | None
-) -> int:
+def _budget(lab: Laboratory, weights: Sequence[Weight], bits: float | None, size_bytes: int | None) -> int:
     """Bytes for some weights, from bits for each element or from what a size of the file leaves for them."""
     if bits is not None:
         return int(bits * sum(weight.size for weight in weights) / 8)
-    return max(0, (size_bytes or 0) - _other_bytes(model, lab, weights))
+    return max(0, (size_bytes or 0) - _other_bytes(lab, weights))
 
 
-def _other_bytes(model: Model, lab: Laboratory, weights: Sequence[Weight]) -> int:
+def _other_bytes(lab: Laboratory, weights: Sequence[Weight]) -> int:
     """What a file will hold beside the codes and scales of some weights."""
     before = sum(weight.size_bytes for weight in weights)
-    functions = _TILED_FUNCTION_BYTES if any(plan.target == "ort-cuda" for plan in lab.plans) else _FUNCTION_BYTES
-    return model.size_bytes - before + functions * len(lab.recipes) + _NODE_BYTES * len(weights)
+    functions = sum(_TILED_FUNCTION_BYTES if plan.target == "ort-cuda" else _FUNCTION_BYTES for plan in lab.plans)
+    return lab.model.size_bytes - before + functions + _NODE_BYTES * len(weights)
 
 
 def _too_small(budget: int, cheapest: int, elements: int, least: int | None = None) -> UsageError:

@@ -98,8 +98,7 @@ def _read_by(node: ir.Node) -> Iterator[StoredWeight]:
         case (domain, "PartlyBinary") if domain == DOMAIN:
             yield from _partly_binary(node)
         case (domain, op_type) if domain == DOMAIN and (called := _OWN.fullmatch(op_type)):
-            by_row = called[1] == "Gather" and not called[3]
-            yield from _own(node, called[1], called[2], along=int(by_row), asymmetric=bool(called[4]))
+            yield from _own(node, *called.groups())
 
 
 def _standard(node: ir.Node) -> Iterator[StoredWeight]:
@@ -116,7 +115,7 @@ def _standard(node: ir.Node) -> Iterator[StoredWeight]:
     yield _stored(node, kind, shape, granularity, node.inputs[:3])
 
 
-def _own(node: ir.Node, family: str, suffix: str, *, along: int, asymmetric: bool) -> Iterator[StoredWeight]:
+def _own(node: ir.Node, family: str, suffix: str, tiled: str | None, asymmetric: str | None) -> Iterator[StoredWeight]:
     first = 0 if family in ("Dequantize", "Gather") else 1
     operands = node.inputs[first : first + (3 if asymmetric else 2)]
     table = node.inputs[first + 2 : first + 3]
@@ -128,7 +127,8 @@ def _own(node: ir.Node, family: str, suffix: str, *, along: int, asymmetric: boo
         # A version of onnxq that knows more formats wrote it.
         return
     shape = tuple(node.attributes["shape"].as_ints())
-    axis, block = node.attributes.get_int("axis", along), node.attributes.get_int("block_size", 1)
+    along_rows = family == "Gather" and not tiled
+    axis, block = node.attributes.get_int("axis", int(along_rows)), node.attributes.get_int("block_size", 1)
     granularity = "per tensor" if _is_one(operands[1]) else _along(shape[axis], block)
     yield _stored(node, kind, shape, granularity, operands, table if kind.name in LEARNED_FORMATS else ())
 

@@ -77,13 +77,14 @@ class Table:
 
     Attributes:
         rows: The weight with the sites that look rows up.
-        products: The weight with the other sites, transposed. There may be none.
+        columns: The weight with the other sites, transposed: what products read, and in tiles lookups as well. None
+            where nobody does.
         in_tiles: Both read the same: tiles for GPU kernels, of which a row is a column. Otherwise lookups read packed
             rows, and products have a weight of their own.
     """
 
     rows: Weight
-    products: Weight
+    columns: Weight | None
     in_tiles: bool
 
 
@@ -108,23 +109,23 @@ def as_table(weight: Weight, spec: QuantSpec, target: Target) -> Table | None:
     if not alike or any(operator != "Cast" for operator, _ in casts):
         return None
     rows = replace(weight, sites=lookups, steps=casts, layout=lookups[0].layout)
-    products = replace(weight, sites=others, steps=turned, layout=Layout(reduction=0, channel=1))
-    if any(site.layout != products.layout for site in others):
+    columns = replace(weight, sites=others, steps=turned, layout=Layout(reduction=0, channel=1))
+    if any(site.layout != columns.layout for site in others):
         return None
     if target == "ort-cuda":
-        tiled = all(leaves_tiled(products, get_format(name), spec) for name in spec.format)
-        return Table(rows, products, in_tiles=True) if tiled else None
+        tiled = all(leaves_tiled(columns, get_format(name), spec) for name in spec.format)
+        return Table(rows, columns, in_tiles=True) if tiled else None
     if weight.tensor.shape.numpy()[1] % 8:
         return None
-    table = Table(rows, products, in_tiles=False)
+    table = Table(rows, columns if others else None, in_tiles=False)
     return table if not others or _table_bytes(table, spec, target) < weight.size_bytes else None
 
 
 def needs(weight: Weight, spec: QuantSpec, target: Target) -> list[tuple[int, int]]:
     """Opset and IR version that each candidate format of a spec needs."""
     if table := as_table(weight, spec, target):
-        of_products = needs(table.products, spec, target) if table.products.sites else []
-        return [(FUNCTION_OPSET, FUNCTION_IR_VERSION), *of_products]
+        of_columns = [] if table.columns is None else needs(table.columns, spec, target)
+        return [(FUNCTION_OPSET, FUNCTION_IR_VERSION), *of_columns]
     flat = weight.layout is not None and weight.layout.flatten
     blocked = spec.granularity == "group" or (spec.granularity == "channel" and len(weight.shape) != 2 and not flat)
     kinds = [get_format(name) for name in spec.format]
@@ -192,10 +193,9 @@ def planned_bytes(weight: Weight, spec: QuantSpec, target: Target) -> int:
 
 def _table_bytes(table: Table, spec: QuantSpec, target: Target) -> int:
     """Of what lookups and products read."""
-    of_products = planned_bytes(table.products, spec, target) if table.products.sites or table.in_tiles else 0
-    if table.in_tiles:
-        return of_products
-    return of_products + _bytes(table.rows, spec, max(get_format(name).bits for name in spec.format), rows=True)
+    bits = max(get_format(name).bits for name in spec.format)
+    of_rows = 0 if table.in_tiles else _bytes(table.rows, spec, bits, rows=True)
+    return of_rows + (0 if table.columns is None else planned_bytes(table.columns, spec, target))
 
 
 def _bytes(weight: Weight, spec: QuantSpec, bits: int, *, tiled: bool = False, rows: bool = False) -> int:

@@ -145,15 +145,15 @@ def _store_table(
 ) -> int:
     """Store what lookups read, and products beside them; its bytes."""
     size_bytes = 0 if table.in_tiles else replace_lookups(editor, table.rows, solution, sink, text)
-    if not table.in_tiles and not table.products.sites:
+    if table.columns is None:
         return size_bytes
     turned = solution.turned()
-    if spec.scale == "auto" and table.products.dtype == ir.DataType.FLOAT:
+    if spec.scale == "auto" and table.columns.dtype == ir.DataType.FLOAT:
         # Of a table that is cast behind its constant, float32 reads it with scales of its own type.
         turned = replace(turned, scale=turned.scale.astype(np.float32))
     if table.in_tiles:
-        return replace_products(editor, table.products, turned, sink, text, lookups=table.rows.sites)
-    return size_bytes + _store(editor, table.products, spec, turned, target, sink, text)
+        return replace_products(editor, table.columns, turned, sink, text, lookups=table.rows.sites)
+    return size_bytes + _store(editor, table.columns, spec, turned, target, sink, text)
 
 
 def _store(

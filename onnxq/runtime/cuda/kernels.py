@@ -62,9 +62,7 @@ def kernels_for(operand: Operand, N: int, K: int, device: int | None = None) -> 
 
 def lookup_for(operand: Operand, device: int | None = None) -> Kernels:
     """Compile what looks columns of a weight up; errors as `function`."""
-    made = Kernels(count=0)
-    made.look_up = _load("lookup", "look_up", tuple(operand.macros.items()), 0, device)
-    return made
+    return Kernels(look_up=_load("lookup", "look_up", tuple(operand.macros.items()), 0, device))
 
 
 def matmul(

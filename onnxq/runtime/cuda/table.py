@@ -29,6 +29,11 @@ class Measured:
     us: float
     configuration: Configuration
 
+    @property
+    def unit_bytes(self) -> int:
+        """Bytes of 16 x 128 packed weights."""
+        return Operand(self.fmt).unit_bytes
+
 
 @cache
 def measured() -> tuple[Measured, ...]:
@@ -75,13 +80,14 @@ def serves(configuration: Configuration, operand: Operand) -> bool:
 
 def _lends(line: Measured, operand: Operand, *, with_sums: bool) -> bool:
     """Whether a line of the table may serve such products."""
-    width = Operand(line.fmt).unit_bytes
-    return line.group > 0 and width <= operand.unit_bytes if with_sums else width == operand.unit_bytes
+    if with_sums:
+        return line.group > 0 and line.unit_bytes <= operand.unit_bytes
+    return line.unit_bytes == operand.unit_bytes
 
 
 def _distance(operand: Operand, N: int, K: int, line: Measured) -> tuple[float, float]:
     """How far a line of the table is from a product; and of two as far, how far its shape is."""
-    formats = (line.fmt != operand.fmt) + (Operand(line.fmt).unit_bytes != operand.unit_bytes)
+    formats = (line.fmt != operand.fmt) + (line.unit_bytes != operand.unit_bytes)
     groups = abs(_often(line.group) - _often(operand.group))
     size = abs(log(N / line.N)) + abs(log(K / line.K))
     return size + _APART * (formats + groups), size
